@@ -1,0 +1,48 @@
+# Two commands: `make serve` and `make test`. Each makes .venv first and is quick the second time.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test check format bench gpu clean
+
+serve: $(VENV)/.serve
+	$(BIN)/nam serve --host $(HOST) --port $(PORT)
+
+test: check
+	$(BIN)/python -m pytest
+
+# Format, lint, types, and version = changelog.
+check: $(VENV)/.test
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_changelog.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+# HTTP beside the bare in-process loop, in one run; prints a table and writes tests/bench/results/.
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench.http
+
+# The engine's tests on a CUDA device.
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest tests/gpu
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/.serve: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages; PyTorch's CUDA build is most of it (5.4 GB)."
+	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y curl; } \
+	  || { echo "the tests of the README need curl"; exit 1; }
+	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,276 @@
+"""The endpoints, a few lines each: read the body, decode, submit, answer. What can be the caller's fault fails before
+``submit``; what fails in it is ours."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from app import batching, errors, schemas
+from app.engine import Answer, Ask, AttentionAsk, Card
+from app.images import Picture, decode
+from app.services import Alive, Services
+from app.uploads import read_image, read_images
+
+router = APIRouter()
+
+# What admission stands in front of.
+WORK = ("/predict", "/predict/batch", "/attention")
+
+TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
+Lang = Annotated[schemas.Language | None, Query(description="The labels' language; else Accept-Language.")]
+
+
+@dataclass(frozen=True)
+class Done:
+    """One image's way: what it was, what the engine said, and the seconds that each step took."""
+
+    picture: Picture
+    served: batching.Served[Answer]
+    decode_s: float
+
+
+def _body(*, several: bool) -> dict[str, Any]:
+    """The three ways to send images, for the OpenAPI document: bodies are read by ``uploads.py``, not by FastAPI."""
+    file: dict[str, Any] = {"type": "string", "format": "binary"}
+    text: dict[str, Any] = {"type": "string", "contentEncoding": "base64"}
+    if several:
+        file, text = {"type": "array", "items": file}, {"type": "array", "items": text}
+    name = "images" if several else "image"
+    content = {
+        "multipart/form-data": {"schema": _object("file", file)},
+        "application/json": {"schema": _object(name, text)},
+    }
+    if not several:
+        content["image/*"] = content["application/octet-stream"] = {"schema": file}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(name: str, member: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": [name], "properties": {name: member}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": schemas.Problem.model_json_schema()}}
+    return {status: {"description": "A problem (RFC 9457).", "content": content} for status in statuses}
+
+
+_WORK_PROBLEMS = _problems(400, 401, 406, 408, 413, 415, 422, 500, 503, 504)
+
+
+@router.post(
+    "/predict", response_model=schemas.PredictAnswer, responses=_WORK_PROBLEMS, openapi_extra=_body(several=False)
+)
+async def predict(request: Request, services: Alive, top_k: TopK = 5, lang: Lang = None) -> Response:
+    """The k best labels of one image."""
+    k = _top_k(request, services, top_k)
+    done = await _serve(request, services, await read_image(request), k)
+    answer = schemas.predict_answer(services.engine.card, done.picture, done.served.result, _language(request, lang))
+    return _answer(answer, [done])
+
+
+@router.post(
+    "/predict/batch", response_model=schemas.BatchAnswer, responses=_WORK_PROBLEMS, openapi_extra=_body(several=True)
+)
+async def predict_batch(request: Request, services: Alive, top_k: TopK = 5, lang: Lang = None) -> Response:
+    """The k best labels of several images, in order; a bad image is an error in its own place."""
+    k, language = _top_k(request, services, top_k), _language(request, lang)
+    images = await read_images(request, services.settings.max_images)
+    outcomes = await asyncio.gather(*(_serve_or_error(request, services, image, k) for image in images))
+    results = [_result(services.engine.card, outcome, language, request) for outcome in outcomes]
+    return _answer(
+        {"model": services.engine.card.name, "results": results}, [o for o in outcomes if isinstance(o, Done)]
+    )
+
+
+@router.post(
+    "/attention", response_model=schemas.AttentionAnswer, responses=_WORK_PROBLEMS, openapi_extra=_body(several=False)
+)
+async def attention(
+    request: Request,
+    services: Alive,
+    top_k: TopK = 5,
+    lang: Lang = None,
+    block: Annotated[list[str] | None, Query(description="Blocks to answer with, by name; default all.")] = None,
+    top_channels: Annotated[int, Query(ge=0, description="How many of the strongest channels.")] = 8,
+    maps: Annotated[Literal["none", "top", "all"], Query(description="Which maps to answer with.")] = "top",
+    effects: Annotated[
+        bool, Query(description="Each block's effect on the top class; costs a further forward.")
+    ] = False,
+    format: Annotated[str | None, Query(description="`json`; beats Accept.")] = None,
+) -> Response:
+    """One image's labels and, block by block, its NAM gates: weights, statistics, maps."""
+    _negotiate(request, format)
+    k = _top_k(request, services, top_k)
+    ask = AttentionAsk(_blocks(services.engine.card, block), top_channels, maps, effects)
+    done = await _serve(request, services, await read_image(request), k, ask)
+    answer = schemas.attention_answer(services.engine.card, done.picture, done.served.result, _language(request, lang))
+    return _answer(answer, [done])
+
+
+@router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=_problems(401))
+async def attention_weights(request: Request, services: Alive) -> Response:
+    """The checkpoint's channel weights of every block; no image is needed. Cacheable: the ETag is the file's hash."""
+    card = services.engine.card
+    headers = {"ETag": f'"{card.sha256}"', "Cache-Control": "no-cache"}
+    if _matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return _json(schemas.weights_answer(card), headers)
+
+
+@router.get("/model", response_model=schemas.ModelAnswer, responses=_problems(401))
+async def model(services: Alive) -> Response:
+    """The model card: what is served, from which file, on which device, and why."""
+    return _json(schemas.model_answer(services.engine.card))
+
+
+@router.get("/healthz", response_model=schemas.Health)
+async def healthz() -> Response:
+    """The process lives."""
+    return _json({"status": "ok"})
+
+
+@router.get("/readyz", response_model=schemas.Health, responses=_problems(503))
+async def readyz(services: Alive) -> Response:
+    """Warm, not draining, and the engine's lanes live."""
+    if services.load.draining:
+        raise errors.Draining
+    if not services.ready:
+        raise errors.NotReady
+    return _json({"status": "ready"})
+
+
+@router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}} | _problems(401))
+async def metrics(services: Alive) -> Response:
+    """Prometheus's text format."""
+    return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _serve(
+    request: Request, services: Services, image: bytes, top_k: int, ask: AttentionAsk | None = None
+) -> Done:
+    """One image through the decode pool and the batcher, until the request's deadline."""
+    deadline = request.state.deadline
+    started = time.monotonic()
+    picture = await _decode(services, image, deadline)
+    decode_s = time.monotonic() - started
+    services.metrics.decode.observe(decode_s)
+    try:
+        served = await services.batcher.submit(Ask(picture.pixels, top_k, ask), deadline)
+    except batching.DeadlineExceeded:
+        raise errors.DeadlineExceeded from None
+    except batching.QueueFull as full:
+        raise errors.Overloaded(headers={"Retry-After": str(max(1, round(full.retry_after_s)))}) from None
+    except batching.Closed:
+        raise (errors.Draining if services.load.draining else errors.NotReady) from None
+    return Done(picture, served, decode_s)
+
+
+async def _decode(services: Services, image: bytes, deadline: float) -> Picture:
+    card, settings = services.engine.card, services.settings
+    work = functools.partial(decode, image, size=card.size, crop=card.crop, max_pixels=settings.max_pixels)
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(services.decoders, work)
+    except TimeoutError:
+        raise errors.DeadlineExceeded from None
+
+
+async def _serve_or_error(
+    request: Request, services: Services, image: bytes | errors.ServiceError, top_k: int
+) -> Done | errors.ServiceError:
+    if isinstance(image, errors.ServiceError):
+        return image
+    try:
+        return await _serve(request, services, image, top_k)
+    except errors.ServiceError as error:
+        return error
+
+
+def _result(
+    card: Card, outcome: Done | errors.ServiceError, language: schemas.Language, request: Request
+) -> dict[str, Any]:
+    if isinstance(outcome, errors.ServiceError):
+        return {"error": errors.problem(outcome, request.state.request_id)}
+    return schemas.predict_answer(card, outcome.picture, outcome.served.result, language)
+
+
+def _answer(content: dict[str, Any], done: list[Done]) -> Response:
+    """JSON with the time that each step took, the longest where there were several images."""
+    headers = {"Vary": "Accept-Language"}
+    if done:
+        steps = (
+            ("decode", max(d.decode_s for d in done)),
+            ("queue", max(d.served.queue_s for d in done)),
+            ("model", max(d.served.run_s for d in done)),
+        )
+        headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in steps)
+        headers["X-Batch-Size"] = str(max(d.served.batch_size for d in done))
+    return _json(content, headers)
+
+
+def _json(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), 200, headers, "application/json")
+
+
+def _top_k(request: Request, services: Services, top_k: int) -> int:
+    """Raises BadParameter where more are asked for than there are; the default gives way to a small model."""
+    classes = len(services.engine.card.labels)
+    if top_k > classes and "top_k" in request.query_params:
+        raise errors.BadParameter(f"top_k is at most {classes}, the number of classes.")
+    return min(top_k, classes)
+
+
+def _blocks(card: Card, asked: list[str] | None) -> frozenset[str]:
+    known = [block.name for block in card.blocks]
+    unknown = sorted(set(asked or ()) - set(known))
+    if unknown:
+        raise errors.BadParameter(f"block is one of {', '.join(known)}.")
+    return frozenset(asked or known)
+
+
+def _negotiate(request: Request, asked: str | None) -> None:
+    """Raises NotAcceptable where the answer may not be JSON."""
+    accepted = request.headers.get("accept", "*/*")
+    if asked is not None:
+        acceptable = asked == "json"
+    else:
+        acceptable = any(_range(part) in ("*/*", "application/*", "application/json") for part in accepted.split(","))
+    if not acceptable:
+        raise errors.NotAcceptable("The attention is answered as application/json.")
+
+
+def _range(part: str) -> str:
+    """A media range of an Accept header, or nothing where its quality is 0."""
+    name, _, parameters = part.partition(";")
+    return "" if parameters.replace(" ", "").rstrip("0").rstrip(".") == "q=" else name.strip().lower()
+
+
+def _language(request: Request, asked: schemas.Language | None) -> schemas.Language:
+    """The query's language, else the best of Accept-Language that there is, else English."""
+    if asked is not None:
+        return asked
+    ranges: Iterable[tuple[float, int, str]] = (
+        (-_quality(part), i, part.strip()[:2].lower())
+        for i, part in enumerate(request.headers.get("accept-language", "").split(","))
+    )
+    return next(("zh" if tag == "zh" else "en" for _, _, tag in sorted(ranges) if tag in ("en", "zh")), "en")
+
+
+def _quality(part: str) -> float:
+    _, _, value = part.partition("q=")
+    try:
+        return float(value) if value else 1.0
+    except ValueError:
+        return 0.0
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return bool(tags & {etag, "*"})

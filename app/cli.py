@@ -1,0 +1,274 @@
+"""The command ``nam``. Whatever needs torch is imported by the command that needs it, so that help is quick."""
+
+import argparse
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app import logs
+from app.engine import Ask, AttentionAsk, Engine, EngineError
+from app.errors import ServiceError
+from app.images import decode
+from app.schemas import attention_answer, predict_answer
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from nam.train import TrainConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. What is the caller's fault ends in one line on stderr and code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except (EngineError, ServiceError, OSError, ValueError) as error:
+        print(f"nam: {error}", file=sys.stderr)
+        return 2
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for. Raises EngineError."""
+    from app.torch_engine import TorchEngine
+
+    return TorchEngine(settings.weights, device=settings.device, dtype=settings.dtype, threads=settings.threads)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    given = {name: getattr(arguments, name) for name in ("host", "port", "weights", "device")}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    from app.server import serve
+
+    logs.configure(settings.log_level)
+    print(f"NAM Serve on http://{settings.host}:{settings.port} once ready; /docs describes it", file=sys.stderr)
+    return 0 if serve(settings, load_engine) else 1
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    settings = _engine_settings(arguments)
+    engine = load_engine(settings)
+    failed = False
+    for path in _progress(arguments.images, "image"):
+        try:
+            picture = _decode(engine, path.read_bytes(), settings)
+            answer = engine([Ask(picture.pixels, arguments.top_k)])[0]
+        except (ServiceError, OSError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        content = predict_answer(engine.card, picture, answer, arguments.lang)
+        print(
+            json.dumps({"file": str(path), **content}, ensure_ascii=False) if arguments.json else _table(path, content)
+        )
+    return 1 if failed else 0
+
+
+def attention(arguments: argparse.Namespace) -> int:
+    settings = _engine_settings(arguments)
+    engine = load_engine(settings)
+    data = arguments.image.read_bytes()
+    picture = _decode(engine, data, settings)
+    ask = AttentionAsk(frozenset(block.name for block in engine.card.blocks), effects=arguments.effects)
+    answer = engine([Ask(picture.pixels, 5, ask)])[0]
+    content = attention_answer(engine.card, picture, answer, arguments.lang)
+    arguments.output.write_bytes(_WRITERS[arguments.output.suffix](content, data, engine, settings))
+    print(_table(arguments.image, content))
+    print(f"wrote {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Load, warm up, decode and answer one image made here: exit code 0 says that a service would answer."""
+    from PIL import Image
+
+    settings = _engine_settings(arguments)
+    engine = load_engine(settings)
+    made = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(made, "JPEG")
+    picture = _decode(engine, made.getvalue(), settings)
+    answer = engine([Ask(picture.pixels, 1)])[0]
+    facts = {key: engine.card.facts[key] for key in ("device", "dtype", "engine", "reason")}
+    probability = float(answer.probabilities[0])
+    print(
+        json.dumps({"ok": True, "model": engine.card.name, "sha256": engine.card.sha256, **facts, "top1": probability})
+    )
+    return 0
+
+
+def settings(arguments: argparse.Namespace) -> int:
+    current = Settings()
+    for name, field in Settings.model_fields.items():
+        print(f"NAM_{name.upper()}={getattr(current, name)}\n    {field.description} Default: {field.default}")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    from nam.train import train as run
+
+    print(json.dumps(run(_train_config(arguments))))
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from nam import weights
+    from nam.data import load_split
+    from nam.evaluate import evaluate as run
+
+    model, card = weights.load(arguments.weights or weights.DEFAULT)
+    cuda = torch.cuda.is_available()
+    split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
+    result = run(model.to("cuda" if cuda else "cpu", memory_format=torch.channels_last), split)
+    print(json.dumps({"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}))
+    return 0
+
+
+def _decode(engine: Engine, data: bytes, settings: Settings, size: int = 0) -> Any:
+    return decode(data, size=size or engine.card.size, crop=engine.card.crop, max_pixels=settings.max_pixels)
+
+
+def _as_json(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
+    import orjson
+
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _as_png(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
+    from nam.figure import PHOTO, draw
+
+    return draw(_decode(engine, data, settings, PHOTO).pixels, content)
+
+
+_WRITERS: dict[str, Callable[[dict[str, Any], bytes, Engine, Settings], bytes]] = {".json": _as_json, ".png": _as_png}
+
+
+def _table(path: Path, content: dict[str, Any]) -> str:
+    rows = [f"  {p['probability']:6.1%}  {p['label']}  ({p['class_id']})" for p in content["predictions"]]
+    return "\n".join([str(path), *rows])
+
+
+def _progress(items: list[Path], unit: str) -> Any:
+    """A bar on stderr where there is more than one thing to wait for and someone who looks."""
+    from tqdm import tqdm
+
+    return tqdm(items, unit=unit, disable=None if len(items) > 1 else True)
+
+
+def _engine_settings(arguments: argparse.Namespace) -> Settings:
+    given = {name: getattr(arguments, name) for name in ("weights", "device")}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
+    from nam.build import ModelConfig
+    from nam.data import class_count
+    from nam.train import TrainConfig
+
+    given = vars(arguments)
+    model = ModelConfig(
+        classes=class_count(arguments.data),
+        **{f.name: given[f.name] for f in dataclasses.fields(ModelConfig) if f.name in given},
+    )
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    return TrainConfig(model=model, **{name: value for name, value in given.items() if name in known})
+
+
+def _stages(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple((int(side), int(epochs)) for side, epochs in (stage.split(":") for stage in text.split(",")))
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in _WRITERS:
+        raise argparse.ArgumentTypeError(f"{text}: the name ends in {' or '.join(_WRITERS)}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("nam", description="Image classification that explains itself.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_service(commands)
+    _add_answers(commands)
+    _add_training(commands)
+    return parser
+
+
+def _command(commands: Any, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        run.__name__, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--weights", help="a weights file, or the name of shipped weights (else NAM_WEIGHTS)")
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where the network lives (else NAM_DEVICE)")
+
+
+def _add_service(commands: Any) -> None:
+    command = _command(commands, serve, "answer over HTTP; every setting is listed by nam settings")
+    command.add_argument("--host", help="address to listen on (else NAM_HOST, 127.0.0.1)")
+    command.add_argument("--port", type=int, help="port to listen on (else NAM_PORT, 8000)")
+    _add_engine(command)
+    _add_engine(_command(commands, check, "load, warm up and answer one image; exit code 0 if all is well"))
+    _command(commands, settings, "every setting of the service, its value, its default and what it does")
+
+
+def _add_answers(commands: Any) -> None:
+    command = _command(commands, predict, "the best labels of images")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--top-k", type=int, default=5, help="how many labels")
+    command.add_argument("--json", action="store_true", help="one JSON line an image")
+    command.add_argument("--lang", choices=["en", "zh"], default="en", help="the labels' language")
+    _add_engine(command)
+    command = _command(commands, attention, "the NAM weight maps of an image, as a picture or as numbers")
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("-o", "--output", type=_output, required=True, help="a file that ends in .png or .json")
+    command.add_argument("--effects", action="store_true", help="also what each block's gate does for the top label")
+    command.add_argument("--lang", choices=["en", "zh"], default="en", help="the labels' language")
+    _add_engine(command)
+
+
+def _add_training(commands: Any) -> None:
+    command = _command(commands, train, "train a network; the same command resumes an interrupted run")
+    add = command.add_argument
+    add("--data", required=True, help="a folder with train/ and val/ (or test/), or a torchvision dataset's name")
+    add("--out", type=Path, required=True, help="where checkpoints, the log and the weights go")
+    add("--name", required=True, help="the model's name in its card")
+    add("--arch", default="resnet18", choices=["resnet18", "resnet20", "resnet34", "resnet50", "resnet101"])
+    add("--attention", default="nam", choices=["none", "nam", "nam-spatial", "nam-both"])
+    add("--stem", default="imagenet", choices=["imagenet", "cifar"])
+    add("--weighting", default="sum-one", choices=["sum-one", "unit-mean"], help="unit-mean deviates from the paper")
+    add("--live-gradient", action="store_true", help="scales learn through the weights too; deviates from the paper")
+    add("--size", type=int, required=True, help="side of the served input, px")
+    add("--mean", type=_floats, default=(0.485, 0.456, 0.406), help="channel means, three numbers")
+    add("--std", type=_floats, default=(0.229, 0.224, 0.225), help="channel deviations, three numbers")
+    add("--stages", type=_stages, required=True, help="side:epochs of each stage, as 32:4,48:2,64:8")
+    add("--batch", type=int, default=128)
+    add("--lr", type=float, default=0.1, help="the highest learning rate")
+    add("--warmup-epochs", type=float, default=1.0)
+    add("--weight-decay", type=float, default=5e-4)
+    add("--label-smoothing", type=float, default=0.1)
+    add("--crop-scale", type=_floats, default=(0.35, 1.0), help="least and largest share of the area in a crop")
+    add("--cutmix", type=float, default=0.0, help="alpha of CutMix; 0: none")
+    add("--mixup", type=float, default=0.0, help="alpha of mixup; 0: none")
+    add("--ema", type=float, default=0.998, help="decay of the averaged weights, a step")
+    add("--seed", type=int, default=0)
+    add("--holdout", type=int, default=0, help="training images kept out and measured after every epoch")
+    add("--labels", type=Path, help="a table class_id, en, zh for the card")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; by default on CUDA alone")
+    command = _command(commands, evaluate, "top-1 and top-5 of weights on a split, as one JSON line")
+    command.add_argument("--weights", help="a weights file, or the name of shipped weights (else the default)")
+    command.add_argument("--data", required=True, help="a folder with train/ and val/, or a torchvision dataset's name")
+    command.add_argument("--split", default="val")

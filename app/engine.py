@@ -1,0 +1,112 @@
+"""The words between requests and models: what is asked of an engine, what it answers, what it says of itself. No torch.
+
+The real one is ``torch_engine.py``; the fake one is ``tests/fakes.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Maps = Literal["none", "top", "all"]
+Floats = NDArray[np.float32]
+
+
+class EngineError(RuntimeError):
+    """The engine cannot start: weights that do not load, a device that is not there, a warm-up that failed."""
+
+
+@dataclass(frozen=True)
+class AttentionAsk:
+    """Which of the gates are wanted: of these blocks, this many of the strongest channels, these maps, effects or not."""
+
+    blocks: frozenset[str]
+    top_channels: int = 8
+    maps: Maps = "top"
+    effects: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One image: uint8 (3, S, S), RGB, S the card's; the ``top_k`` best labels, and the attention or not."""
+
+    pixels: NDArray[np.uint8]
+    top_k: int = 5
+    attention: AttentionAsk | None = None
+
+
+@dataclass(frozen=True)
+class BlockAttention:
+    """One block's gates for one image, fp32. ``map``: (H, W), None without maps; ``top``: channels by falling weight;
+    ``top_maps``: (len(top), H, W), None without maps; ``channel_maps``: (C, H, W) where all maps were asked for;
+    ``effect``: a difference of logits, None unless asked for."""
+
+    name: str
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    channel_mean: Floats
+    top: list[int]
+    map: Floats | None = None
+    top_maps: Floats | None = None
+    channel_maps: Floats | None = None
+    effect: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Class indices and their probabilities, best first, both (top_k,); a BlockAttention for each block asked for."""
+
+    indices: NDArray[np.int64]
+    probabilities: Floats
+    blocks: tuple[BlockAttention, ...] = ()
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class: its id in the data set, its English name, its Chinese name or the English one."""
+
+    id: str
+    en: str
+    zh: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with attention: its feature shape, and its channels' weights, fp32 (C,), sum 1."""
+
+    name: str
+    height: int
+    width: int
+    weights: Floats
+
+    @property
+    def channels(self) -> int:
+        return len(self.weights)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
+    the largest batch that pays; ``facts``: the weights' own card and the engine's choices, plain JSON, for ``/model``."""
+
+    name: str
+    labels: tuple[Label, ...]
+    size: int
+    crop: float
+    blocks: tuple[Block, ...]
+    sha256: str
+    max_batch: int
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Called from one lane's thread at a time a lane. It answers a list of asks in their order, or raises for all."""
+
+    card: Card
+
+    def __call__(self, asks: Sequence[Ask]) -> list[Answer]: ...

@@ -1,0 +1,318 @@
+"""Bytes of an image in, an S x S RGB picture out: `decode`. It runs in a thread of the decode pool and knows no torch.
+
+The first bytes decide the format, and one decoder, chosen by us, reads the rest: no other plugin of PIL sees the bytes.
+What the header says is checked before pixels are decoded: a hundred bytes can ask for gigabytes, or minutes.
+
+Colour: grey, palette, CMYK, YCbCr and LAB become RGB; transparent parts lie on white; 16 bits become 8 by /257, rounded
+(of 16-bit colour PIL keeps the upper byte, at most one level away); 1-bit is black and white. Colour profiles are
+ignored, as in training. TIFF of 32-bit or signed integers and of floats is refused: nothing in it says which values
+mean black and white. Of an animation, or of several pages, the first picture counts.
+"""
+
+import io
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from app.errors import BadImage, BadRequest, ImageTooLarge, ServiceError, UnsupportedMediaType
+from nam.geometry import crop_box
+
+log = logging.getLogger("nam.images")
+
+# Both belong to the process, so they are set once, here, and never in a thread. PIL's pixel limit has one value for all
+# callers and warns before it refuses: `max_pixels` is the limit instead. PIL's warnings about damage would fill stderr.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MAX_SIDE = 65_535  # pixels, the most JPEG and GIF can say; PIL keeps a pointer a row, and its boxes in 32-bit floats
+MAX_JPEG_SCANS = 200  # encoders write about ten; each is a pass over every coefficient, however few bytes it has
+MAX_SCANNED_PIXELS = 2**30  # scans x pixels, about a second and a half of such passes: 16 scans at 64 megapixels
+MAX_PNG_PROFILES = 16  # a PNG has one at most, by chance its letters more; PIL inflates up to a megabyte for each
+SMALL_TILE = 256 * 256  # pixels; TIFF tiles of this size are the custom, however small the picture
+MAX_COVER = 8  # how often a TIFF's tiles may cover its area: once a plane, and PIL reads six planes at most
+
+# Signatures, tried in this order, then the class of PIL that reads the format.
+SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff")),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
+    ("WEBP", re.compile(rb"RIFF....WEBP", re.S)),
+    ("GIF", re.compile(rb"GIF8[79]a")),
+    ("BMP", re.compile(rb"BM")),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
+)
+ACCEPTED: tuple[str, ...] = tuple(name for name, _ in SIGNATURES)
+# Known, not accepted: what to send instead.
+REFUSED: tuple[tuple[str, re.Pattern[bytes], str], ...] = (
+    ("AVIF", re.compile(rb"....ftyp(avi[fs]|.{4,64}?avif)", re.S), "JPEG, WebP or PNG"),
+    ("HEIC", re.compile(rb"....ftyp(he[iv][cmsx]|m[is]f1)", re.S), "JPEG (phones and photo programs export it)"),
+    ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JPEG or PNG"),
+    ("SVG", re.compile(rb"(\xef\xbb\xbf)?\s*<(svg|(\?xml|!)[^\0]{0,2000}?<svg)", re.I), "a PNG drawn from it"),
+    ("PDF", re.compile(rb"\s*%PDF-"), "a JPEG or PNG of the page"),
+)
+
+# TIFF tags.
+BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
+
+# The next JPEG marker that begins a segment, or the end: no stuffing, no fill, no restart, none that stands alone.
+JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+# What turns a stored picture upright, by EXIF orientation; 5 to 8 swap width and height.
+UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class FirstFrame(GifImageFile):
+    """A GIF of which only the first frame is read: nothing is disposed of.
+
+    PIL would prepare the disposal, an allocation as large as the frame claims to be, while it reads the header.
+    """
+
+    disposal_method = property(lambda _: 0, lambda _, method: None)
+
+
+READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": FirstFrame,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded image, ready for a batch."""
+
+    pixels: npt.NDArray[np.uint8]  # (3, S, S), RGB, 0 to 255, C-contiguous, its own memory
+    format: str  # one of ACCEPTED
+    width: int  # of the whole image in pixels, upright
+    height: int
+
+
+def decode(data: bytes | memoryview, *, size: int, crop: float, max_pixels: int) -> Picture:
+    """Read one image and resize its centred square (side `crop` x the shorter side) to `size` x `size` pixels.
+
+    Turning upright happens after the resize, on the small picture. For EXIF orientations 2 to 4 the pixels equal those
+    of turning first; for 5 to 8 the two passes of the resize change places, and the 8-bit rounding between them may
+    move a value by 1.
+
+    Raises BadRequest for no bytes, UnsupportedMediaType for a format that is not ACCEPTED, ImageTooLarge where the
+    header says more than `max_pixels` (or a side over MAX_SIDE), BadImage for what is damaged, truncated or hostile.
+    """
+    body = bytes(data)  # costs nothing where they are bytes already
+    name = sniff(body)
+    with decoder_words_to_the_log(name, len(body)):
+        stored = read(body, name, max_pixels)
+        turned = orientation(stored)
+        coloured = in_colour(stored)
+    box = crop_box(*coloured.size, crop)
+    small = coloured.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("RGB")
+    upright = small.transpose(UPRIGHT[turned]) if turned in UPRIGHT else small
+    width, height = coloured.size if turned < 5 else coloured.size[::-1]
+    return Picture(np.asarray(upright).transpose(2, 0, 1).copy(order="C"), name, width, height)
+
+
+def sniff(data: bytes) -> str:
+    """The accepted format whose signature the bytes begin with; raises BadRequest or UnsupportedMediaType."""
+    if not data:
+        raise BadRequest("The image has no bytes.")
+    for name, signature in SIGNATURES:
+        if signature.match(data):
+            return name
+    for name, signature, instead in REFUSED:
+        if signature.match(data):
+            raise UnsupportedMediaType(f"{name} is not accepted: send {instead}.")
+    raise UnsupportedMediaType(
+        f"The first bytes are of no accepted image format: send {', '.join(ACCEPTED[:-1])} or {ACCEPTED[-1]}."
+    )
+
+
+@contextmanager
+def decoder_words_to_the_log(name: str, size: int) -> Iterator[None]:
+    """Turn whatever a decoder raises into BadImage, its words into a line of the log.
+
+    All exceptions, because damaged bytes make PIL raise nearly any; MemoryError too: the size has passed by then.
+    """
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as error:
+        log.info("%s of %d bytes refused: %r", name, size, error)
+        raise BadImage(f"The image begins as {name} but is damaged, truncated or of an unusual kind.") from None
+
+
+def read(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """The image, decoded once its header has passed. Raises ImageTooLarge, BadImage, and whatever PIL does."""
+    if name == "WEBP":
+        check_size(*webp_canvas(data), max_pixels)
+    if name == "PNG" and data.count(b"iCCP") > MAX_PNG_PROFILES:
+        raise BadImage("The PNG holds more than one colour profile.")
+    image = READERS[name](io.BytesIO(data))
+    check_size(*image.size, max_pixels)
+    if isinstance(image, JpegImageFile):
+        check_scans(data, image.width * image.height)
+    if isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
+        # Read by a Python loop, pixel by pixel: 30 kB kept it busy for 9 s.
+        raise BadImage("Run-length encoded BMP is not accepted: send it plain, or as PNG.")
+    if isinstance(image, TiffImageFile):
+        check_tiles(image, data, max_pixels)
+    if isinstance(image, PngImageFile):
+        scale_transparent_colour(image, depth=data[24])
+    image.load()
+    return image
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"The image is {width}x{height}, {width * height} pixels; at most {max_pixels} are accepted."
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLarge(f"The image is {width}x{height}; at most {MAX_SIDE} pixels a side are accepted.")
+
+
+def webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height from a WebP's first chunk, else (0, 0): PIL allocates the canvas before it tells the size."""
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 0, 0
+
+
+def check_scans(data: bytes, pixels: int) -> None:
+    """Raise BadImage where a JPEG has too many scans for its size."""
+    allowed = min(MAX_JPEG_SCANS, max(16, MAX_SCANNED_PIXELS // pixels))
+    if data.count(b"\xff\xda") > allowed and count_scans(data) > allowed:  # the first is fast, and never too low
+        raise BadImage(f"The JPEG has more than {allowed} scans.")
+
+
+def count_scans(data: bytes) -> int:
+    """The scans of the first picture in a JPEG file; those of a thumbnail within a segment do not count."""
+    scans, at = 0, 2
+    while (segment := JPEG_SEGMENT.search(data, at)) and segment[1] != b"\xd9":
+        scans += segment[1] == b"\xda"
+        at = segment.end() + int.from_bytes(data[segment.end() : segment.end() + 2], "big")
+    return scans
+
+
+def check_tiles(image: TiffImageFile, data: bytes, max_pixels: int) -> None:
+    """Raise BadImage or ImageTooLarge where decoding a TIFF would cost much more than its size says.
+
+    Of a tag that is there twice PIL believes the last and libtiff the first: so a 10x10 picture hides gigabyte tiles.
+    """
+    tags = tiff_tags(data)
+    if len(set(tags)) < len(tags):
+        raise BadImage("The TIFF says something twice.")
+    if TILE_WIDTH in image.tag_v2:
+        tile_width, tile_height = image.tag_v2[TILE_WIDTH], image.tag_v2[TILE_HEIGHT]
+        if tile_width * tile_height > max(max_pixels, SMALL_TILE):
+            raise ImageTooLarge(
+                f"The TIFF's tiles are {tile_width}x{tile_height}; at most {max_pixels} pixels are accepted."
+            )
+    covered = sum(
+        (right - left) * (lower - upper)
+        for left, upper, right, lower in (t.extents or (0, 0, 0, 0) for t in image.tile)
+    )
+    if covered > MAX_COVER * image.width * image.height:
+        raise BadImage("The TIFF's strips cover it many times.")
+
+
+def tiff_tags(data: bytes) -> list[int]:
+    """The tags of a TIFF's first directory, repetitions included. Raises struct.error where it is cut off."""
+    order = "<" if data.startswith(b"II") else ">"
+    pointer, number, entry = ("8xQ", "Q", 20) if b"+" in data[2:4] else ("4xI", "H", 12)
+    (at,) = struct.unpack_from(order + pointer, data)
+    (count,) = struct.unpack_from(order + number, data, at)
+    first = at + struct.calcsize(order + number)
+    count = min(count, (len(data) - first) // entry)
+    return [struct.unpack_from(order + "H", data, first + entry * index)[0] for index in range(count)]
+
+
+def scale_transparent_colour(image: PngImageFile, depth: int) -> None:
+    """Bring a PNG's transparent colour to the 8 bits PIL decodes its pixels to; PIL leaves it at the file's depth."""
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and depth == 16 and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif image.mode == "L" and depth < 8 and isinstance(colour, int):
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, as `ImageOps.exif_transpose` finds it; 1 where damaged. PIL turns TIFF itself."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in UPRIGHT else 1
+    except Exception as error:  # a picture is worth more than its notes
+        log.debug("EXIF ignored: %r", error)
+        return 1
+
+
+def in_colour(image: ImageFile.ImageFile) -> Image.Image:
+    """The same picture, opaque, in mode RGB, or L, cheaper to resize. Raises BadImage for numbers without a range."""
+    if image.mode in ("I", "F"):
+        raise BadImage(
+            "Images of 32-bit or signed numbers or of floats are not accepted: send 8 or 16 bits, as PNG or TIFF."
+        )
+    if image.mode.startswith("I;16"):
+        return grey_from_16_bits(image)
+    if image.has_transparency_data:
+        return on_white(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture with alpha laid on white, mode RGB: before the resize, so that hidden colours cannot bleed out."""
+    if image.mode == "La":
+        image = image.convert("LA")  # PIL converts it to nothing else
+    seen = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(seen, mask=seen)
+    return white
+
+
+def grey_from_16_bits(image: ImageFile.ImageFile) -> Image.Image:
+    """16-bit grey (12-bit in some TIFF) scaled to mode L, rounded; a transparent level is white."""
+    levels = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    wide = levels.astype(np.uint32)
+    if tags.get(BITS) == (12,):
+        wide = np.bitwise_or(wide << 4, wide >> 8, dtype=np.uint32)
+    wide *= 255
+    wide += 32895
+    wide >>= 16  # together round(level / 257), exactly: dividing takes ten times as long
+    grey = wide.astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero: PIL inverts 8 bits, but not 16
+        grey = 255 - grey
+    if "transparency" in image.info:
+        grey[levels == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

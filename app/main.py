@@ -1,0 +1,75 @@
+"""``create_app``: the wiring and nothing else. The table of contents of the service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypedDict
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware import Middleware
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from app import api, docs, errors
+from app.middleware import Admission, Keys, RequestContext, count_refusal, problem_response
+from app.services import Load, LoadEngine, Services, open_services
+from app.settings import Settings
+
+
+class State(TypedDict):
+    services: Services
+
+
+def create_app(settings: Settings, load_engine: LoadEngine, load: Load | None = None) -> FastAPI:
+    """The service. ``load_engine`` runs once, when the application starts; ``load`` is what admission counts."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with open_services(settings, load_engine, load or Load()) as services:
+            yield {"services": services}
+
+    routes = [route.path for router in (api.router, docs.router) for route in router.routes]  # type: ignore[attr-defined]
+    app = FastAPI(
+        title="NAM Serve",
+        version=version("nam-serve"),
+        summary="Image classification that explains itself.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
+            Middleware(Keys),
+            Middleware(Admission, paths=api.WORK),
+        ],
+        exception_handlers={
+            errors.ServiceError: _service_error,
+            RequestValidationError: _bad_parameter,
+            HTTPException: _http_error,
+        },
+    )
+    app.include_router(api.router)
+    app.include_router(docs.router)
+    docs.mount_assets(app)
+    return app
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError)
+    count_refusal(request.scope, error)
+    return problem_response(error, request.state.request_id)
+
+
+async def _bad_parameter(request: Request, error: Exception) -> Response:
+    """The first parameter that FastAPI refused, in our words: its name and what it must be."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return await _service_error(request, errors.BadParameter(f"{first['loc'][-1]}: {first['msg']}."))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router raises itself: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    kinds = {404: errors.NotFound, 405: errors.MethodNotAllowed, 400: errors.BadRequest}
+    kind = kinds.get(error.status_code, errors.InternalError)
+    return await _service_error(request, kind(headers=error.headers or {}))

@@ -1,0 +1,228 @@
+"""What stands in front of the endpoints, as pure ASGI, outermost first; ``main.py`` has the order as data.
+
+* ``RequestContext``: request id, access log, request metrics; whatever error reaches it leaves in the contract's shape.
+* ``Keys``: who may ask at all.
+* ``Admission``: whether a request for answers may start, and how many bytes of it, how slowly, until when.
+
+State of a request lives in an object made per call, never on a middleware.
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import (
+    BadParameter,
+    BodyTooLarge,
+    Draining,
+    InternalError,
+    NotReady,
+    Overloaded,
+    RequestTimeout,
+    ServiceError,
+    Unauthorized,
+    problem,
+)
+from app.services import Services
+
+logger = logging.getLogger("nam.access")
+
+_GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def problem_response(error: ServiceError, request_id: str) -> Response:
+    """The one shape of every error, RFC 9457."""
+    body = orjson.dumps(problem(error, request_id))
+    return Response(body, error.status, error.headers, media_type="application/problem+json")
+
+
+class RequestContext:
+    """Gives each request an id (a good one of the caller's is kept), measures it, logs it, and answers for its errors."""
+
+    def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
+        self.app = app
+        self.routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        await _Exchange(self, scope, receive, send).run()
+
+
+class _Exchange:
+    """One request under way and what is known of its answer."""
+
+    def __init__(self, owner: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        self.owner, self.scope, self.receive, self.send = owner, scope, receive, send
+        sent = Headers(scope=scope).get("x-request-id", "")
+        self.id = sent if _GOOD_ID.fullmatch(sent) else uuid.uuid4().hex
+        self.status = 0
+        scope["state"]["request_id"] = self.id
+
+    async def run(self) -> None:
+        started = time.monotonic()
+        try:
+            await self.owner.app(self.scope, self.receive, self._send)
+        except Exception as error:
+            await self._answer(error)
+        finally:
+            self._account(time.monotonic() - started)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.id
+            headers["X-Content-Type-Options"] = "nosniff"
+        await self.send(message)
+
+    async def _answer(self, error: Exception) -> None:
+        if not isinstance(error, ServiceError):
+            logger.error("request %s failed", self.id, exc_info=error)
+            error = InternalError()
+        if self.status:  # half an answer is out: closing the connection is the only honest end
+            raise error
+        count_refusal(self.scope, error)
+        await problem_response(error, self.id)(self.scope, self.receive, self._send)
+
+    def _account(self, seconds: float) -> None:
+        path = self.scope["path"]
+        route = path if path in self.owner.routes else "other"
+        metrics = _services(self.scope).metrics
+        metrics.requests.labels(route, str(self.status)).inc()
+        metrics.seconds.labels(route).observe(seconds)
+        logger.info("%s %s %d %.1f ms %s", self.scope["method"], route, self.status, 1000 * seconds, self.id)
+
+
+class Keys:
+    """``Authorization: Bearer <key>`` on every path but health, where keys are set.
+
+    Compared in constant time, on the raw path of the scope: a URL that is rebuilt from the Host header can be made to
+    look like another one (Starlette's BadHost, fixed in 1.0.1).
+    """
+
+    OPEN = frozenset({"/healthz", "/readyz"})
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.OPEN:
+            self._check(scope, _services(scope).settings.keys)
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope, keys: tuple[str, ...]) -> None:
+        if not keys:
+            return
+        scheme, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
+        # Every key is compared, so that the time says nothing of which one fitted.
+        fits = [hmac.compare_digest(sent.encode(), key.encode()) for key in keys]
+        if scheme.lower() != "bearer" or not any(fits):
+            raise Unauthorized
+
+
+class Admission:
+    """Refuses work before its body is read: not ready, draining, full, or declared too large. Then counts the bytes as
+    they arrive, bounds the pauses between them, and stamps the deadline, an instant of ``time.monotonic()``."""
+
+    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+        self.app = app
+        self.paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
+            return await self.app(scope, receive, send)
+        services = _services(scope)
+        headers = Headers(scope=scope)
+        _refuse_if_unfit(services)
+        scope["state"]["deadline"] = deadline = time.monotonic() + _timeout_s(headers, services)
+        body = _Body(services, receive, deadline)
+        services.load.requests += 1
+        try:
+            body.reserve(_declared_length(headers))
+            await self.app(scope, body.receive, send)
+        finally:
+            services.load.requests -= 1
+            body.release()
+
+
+@dataclass
+class _Body:
+    """The bytes of one request: ``held`` of the service's allowance, ``seen`` so far."""
+
+    services: Services
+    source: Receive
+    deadline: float
+    held: int = 0
+    seen: int = 0
+
+    def reserve(self, total: int) -> None:
+        """Hold ``total`` bytes in all. Raises BodyTooLarge or Overloaded."""
+        settings, load = self.services.settings, self.services.load
+        if total > settings.max_body_bytes:
+            raise BodyTooLarge(f"The body is larger than {settings.max_body_bytes} bytes.")
+        more = max(0, total - self.held)
+        if load.body_bytes + more > settings.max_inflight_bytes:
+            raise Overloaded("The service holds as many bytes of bodies as it may.")
+        load.body_bytes += more
+        self.held += more
+
+    def release(self) -> None:
+        self.services.load.body_bytes -= self.held
+        self.held = 0
+
+    async def receive(self) -> Message:
+        """The next piece of the body. Raises RequestTimeout where it does not come in time."""
+        idle_until = time.monotonic() + self.services.settings.body_idle_ms / 1000
+        try:
+            async with asyncio.timeout_at(min(idle_until, self.deadline)):
+                message = await self.source()
+        except TimeoutError:
+            raise RequestTimeout from None
+        self.seen += len(message.get("body", b""))
+        self.reserve(self.seen)
+        return message
+
+
+def _refuse_if_unfit(services: Services) -> None:
+    if services.load.draining:
+        raise Draining
+    if not services.batcher.healthy:
+        raise NotReady
+    if services.load.requests >= services.settings.max_requests:
+        raise Overloaded(f"{services.load.requests} requests are under way already.")
+
+
+def _timeout_s(headers: Headers, services: Services) -> float:
+    """The caller's deadline or the service's, whichever is nearer, in seconds from now. Raises BadParameter."""
+    sent = headers.get("x-timeout-ms")
+    longest = services.settings.timeout_ms
+    if sent is None:
+        return longest / 1000
+    if not (sent.isascii() and sent.isdigit() and 0 < int(sent[:18])):
+        raise BadParameter("X-Timeout-Ms is a whole number of milliseconds, 1 at least.")
+    return min(int(sent[:18]), longest) / 1000
+
+
+def _declared_length(headers: Headers) -> int:
+    """Content-Length, which the server has checked; 0 for a body in chunks."""
+    return int(headers.get("content-length", "0"))
+
+
+def count_refusal(scope: Scope, error: ServiceError) -> None:
+    _services(scope).metrics.refusals.labels(error.code).inc()
+
+
+def _services(scope: Scope) -> Services:
+    services: Services = scope["state"]["services"]
+    return services

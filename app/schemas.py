@@ -1,0 +1,210 @@
+"""Answers as JSON: what the contract calls each thing. The models document and check; the builders write."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from app.engine import Answer, Block, BlockAttention, Card
+from app.images import Picture
+
+Language = Literal["en", "zh"]
+
+
+class _Exact(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageFacts(_Exact):
+    """The image as it was understood; width and height in pixels, after its EXIF orientation."""
+
+    format: str
+    width: int
+    height: int
+
+
+class Prediction(_Exact):
+    """One label; ``probability`` is a softmax over all classes."""
+
+    rank: int
+    index: int
+    class_id: str
+    label: str
+    probability: float
+
+
+class PredictAnswer(_Exact):
+    model: str
+    image: ImageFacts
+    predictions: list[Prediction]
+
+
+class Problem(_Exact):
+    """RFC 9457 ``application/problem+json``."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class BatchError(_Exact):
+    error: Problem
+
+
+class BatchAnswer(_Exact):
+    model: str
+    results: list[PredictAnswer | BatchError]
+
+
+class Gates(_Exact):
+    """This image's gates over all channels and pixels, in (0, 1); ``std`` of the whole population."""
+
+    min: float
+    max: float
+    mean: float
+    std: float
+    channel_mean: list[float]
+
+
+class ChannelMap(_Exact):
+    """One channel: its weight, its gate's mean, and its gate, H x W (null without maps)."""
+
+    channel: int
+    weight: float
+    gate_mean: float
+    map: list[list[float]] | None
+
+
+class BlockAnswer(_Exact):
+    """One block. ``weights``: |gamma_c| / sum |gamma|; ``map``: sum over c of w_c * gate_c, H x W (null without maps);
+    ``effect``: the top class's logit, minus the same with this block's gate held at its mean over the image, channel by
+    channel (null unless asked for); ``channel_maps``: every channel's gate, C x H x W, with ``maps=all`` only."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    weights: list[float]
+    gates: Gates
+    map: list[list[float]] | None
+    effect: float | None
+    top_channels: list[ChannelMap]
+    channel_maps: list[list[list[float]]] | None = None
+
+
+class AttentionAnswer(PredictAnswer):
+    blocks: list[BlockAnswer]
+    notes: list[str]
+
+
+class BlockWeights(_Exact):
+    name: str
+    channels: int
+    weights: list[float]
+
+
+class WeightsAnswer(_Exact):
+    model: str
+    sha256: str
+    blocks: list[BlockWeights]
+    notes: list[str]
+
+
+class ModelAnswer(BaseModel):
+    """The model card; the engine adds its own facts."""
+
+    name: str
+    classes: int
+    input: dict[str, Any]
+    blocks: list[dict[str, Any]]
+    labels: list[dict[str, str]]
+    sha256: str
+    device: str
+    dtype: str
+    engine: str
+    reason: str
+
+
+class Health(_Exact):
+    status: str
+
+
+def predict_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:
+    ranked = zip(answer.indices.tolist(), answer.probabilities.tolist(), strict=True)
+    return {
+        "model": card.name,
+        "image": {"format": picture.format, "width": picture.width, "height": picture.height},
+        "predictions": [
+            {
+                "rank": rank,
+                "index": index,
+                "class_id": card.labels[index].id,
+                "label": getattr(card.labels[index], language),
+                "probability": probability,
+            }
+            for rank, (index, probability) in enumerate(ranked, start=1)
+        ],
+    }
+
+
+def attention_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:
+    shapes = {block.name: block for block in card.blocks}
+    return {
+        **predict_answer(card, picture, answer, language),
+        "blocks": [_block_answer(shapes[block.name], block) for block in answer.blocks],
+        "notes": list(card.notes),
+    }
+
+
+def _block_answer(shape: Block, seen: BlockAttention) -> dict[str, Any]:
+    answer = {
+        "name": seen.name,
+        "channels": shape.channels,
+        "height": shape.height,
+        "width": shape.width,
+        "weights": shape.weights,
+        "gates": {
+            "min": seen.minimum,
+            "max": seen.maximum,
+            "mean": seen.mean,
+            "std": seen.std,
+            "channel_mean": seen.channel_mean,
+        },
+        "map": seen.map,
+        "effect": seen.effect,
+        "top_channels": [
+            {
+                "channel": channel,
+                "weight": shape.weights[channel],
+                "gate_mean": seen.channel_mean[channel],
+                "map": None if seen.top_maps is None else seen.top_maps[i],
+            }
+            for i, channel in enumerate(seen.top)
+        ],
+    }
+    return answer if seen.channel_maps is None else {**answer, "channel_maps": seen.channel_maps}
+
+
+def weights_answer(card: Card) -> dict[str, Any]:
+    return {
+        "model": card.name,
+        "sha256": card.sha256,
+        "blocks": [{"name": b.name, "channels": b.channels, "weights": b.weights} for b in card.blocks],
+        "notes": list(card.notes),
+    }
+
+
+def model_answer(card: Card) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "classes": len(card.labels),
+        "input": {"size": card.size, "crop": card.crop, "layout": "RGB, 0 to 255, the centred square"},
+        "blocks": [{"name": b.name, "channels": b.channels, "height": b.height, "width": b.width} for b in card.blocks],
+        "labels": [{"class_id": label.id, "en": label.en, "zh": label.zh} for label in card.labels],
+        "sha256": card.sha256,
+        "max_batch": card.max_batch,
+        "notes": list(card.notes),
+        **card.facts,
+    }

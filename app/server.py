@@ -1,0 +1,59 @@
+"""How uvicorn is run: on SIGTERM or SIGINT the port stays open while accepted requests finish, then exit 0.
+
+uvicorn would close its listener first and end by the signal. Here the first signal turns /readyz red and refuses new
+work with 503; the process ends when nothing is under way or the grace is over. A second signal ends it at once.
+"""
+
+import logging
+import time
+from types import FrameType
+
+import uvicorn
+
+from app.main import create_app
+from app.services import Load, LoadEngine
+from app.settings import Settings
+
+logger = logging.getLogger("nam.server")
+
+
+class DrainingServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, load: Load, drain_s: float) -> None:
+        super().__init__(config)
+        self._load = load
+        self._drain_s = drain_s
+        self._drained_by = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._load.draining:
+            self.should_exit = self.force_exit = True
+            return
+        logger.info("draining: %d requests under way", self._load.requests)
+        self._load.draining = True
+        self._drained_by = time.monotonic() + self._drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second by uvicorn; true ends the process."""
+        if self._load.draining and (not self._load.requests or time.monotonic() > self._drained_by):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings, load_engine: LoadEngine) -> bool:
+    """Serve until a signal; False where the service could not start."""
+    load = Load()
+    config = uvicorn.Config(
+        create_app(settings, load_engine, load),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, settings.drain_ms // 1000),
+    )
+    server = DrainingServer(config, load, settings.drain_ms / 1000)
+    server.run()
+    return server.started

@@ -1,0 +1,177 @@
+"""The torch engine: folded network, weights and normalisation on the device, one copy in and one copy out.
+
+Knows tensors and nothing of requests. The gates for an attention come from the same forward as the labels; the gate's
+argument, its sigmoid and the statistics are fp32 whatever the network computes in.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engine import Answer, Ask, AttentionAsk, Block, BlockAttention, Card, EngineError, Floats, Label
+from nam import maps, weights
+from nam.build import Model
+from nam.fold import fold
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+# Eager convolutions slow down past batches of 8 on a CPU; a GPU wants them larger.
+_MAX_BATCH = {"cpu": 8, "cuda": 64}
+
+
+class TorchEngine:
+    """Loads, folds and warms up in the constructor, so that a failure stops the start. Raises EngineError."""
+
+    def __init__(self, path: str, *, device: Device = "auto", dtype: Dtype = "float32", threads: int = 0) -> None:
+        self._device, reason = _choose(device)
+        if self._device.type == "cpu":
+            torch.set_num_threads(threads or os.cpu_count() or 1)
+        try:
+            model, card = weights.load(path)
+        except weights.WeightsError as error:
+            raise EngineError(str(error)) from error
+        channel_weights = maps.channel_weights(model)
+        self._model: Model = fold(model, getattr(torch, dtype)).to(self._device, memory_format=torch.channels_last)
+        self._names = list(channel_weights)
+        self._weights = [w.to(self._device) for w in channel_weights.values()]
+        self._order = [maps.strongest(w) for w in channel_weights.values()]
+        self.card = self._describe(card, channel_weights, dtype, reason)
+        self._warm_up()
+
+    @torch.inference_mode()
+    def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
+        pixels = self._to_device([ask.pixels for ask in asks])
+        rows = [i for i, ask in enumerate(asks) if ask.attention is not None]
+        if rows and self._names:
+            logits, gates = self._model.forward_with_gates(pixels)
+        else:
+            logits, gates = self._model(pixels), []
+        top = logits.float().softmax(1).topk(min(max(ask.top_k for ask in asks), logits.shape[1]))
+        wanted = [ask.attention for ask in asks if ask.attention is not None]
+        device_results = [top.values, top.indices, *self._attention(gates, wanted, rows, pixels, logits)]
+        probabilities, indices, *attention = _to_host(device_results)
+        blocks = iter(self._split(wanted, iter(attention)))
+        return [
+            Answer(
+                indices[i, : ask.top_k].astype(np.int64),
+                probabilities[i, : ask.top_k],
+                () if ask.attention is None else next(blocks),
+            )
+            for i, ask in enumerate(asks)
+        ]
+
+    def _to_device(self, images: list[np.ndarray]) -> Tensor:
+        batch = torch.from_numpy(np.stack(images))
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    def _attention(
+        self, gates: list[Tensor], wanted: list[AttentionAsk], rows: list[int], pixels: Tensor, logits: Tensor
+    ) -> Iterator[Tensor]:
+        """What `_split` reads back, in its order: per block five tensors, then each image's effects."""
+        for gate, w, order in zip(gates, self._weights, self._order, strict=bool(gates)):
+            chosen = gate[rows]
+            summary = maps.summarize(chosen, w)
+            yield from (summary.spread, summary.channel_mean, summary.map)
+            yield chosen[:, order[: _most_maps(wanted)].to(self._device)]
+            yield chosen if any(ask.maps == "all" for ask in wanted) else chosen[:, :0]
+        for ask, row in zip(wanted, rows, strict=True):
+            if ask.effects and gates:
+                yield maps.effects(self._model, pixels[row], logits[row])
+
+    def _split(self, wanted: list[AttentionAsk], arrays: Iterator[Floats]) -> list[tuple[BlockAttention, ...]]:
+        """The host's arrays, image by image: the inverse of `_attention`."""
+        if not (wanted and self._names):
+            return [() for _ in wanted]
+        per_block = [[next(arrays) for _ in range(5)] for _ in self._names]
+        answers = []
+        for i, ask in enumerate(wanted):
+            effects = next(arrays).tolist() if ask.effects else [None] * len(self._names)
+            answers.append(
+                tuple(
+                    self._block(j, ask, [array[i] for array in per_block[j]], effects[j])
+                    for j, name in enumerate(self._names)
+                    if name in ask.blocks
+                )
+            )
+        return answers
+
+    def _block(self, j: int, ask: AttentionAsk, parts: list[Floats], effect: float | None) -> BlockAttention:
+        spread, channel_mean, map_, top_maps, channel_maps = parts
+        top = self._order[j][: ask.top_channels].tolist()
+        return BlockAttention(
+            self._names[j],
+            *spread.tolist(),
+            channel_mean,
+            top,
+            map=None if ask.maps == "none" else map_,
+            top_maps=None if ask.maps == "none" else top_maps[: len(top)],
+            channel_maps=channel_maps if ask.maps == "all" else None,
+            effect=effect,
+        )
+
+    def _describe(self, card: weights.Card, channel_weights: dict[str, Tensor], dtype: Dtype, reason: str) -> Card:
+        size = card.config.size
+        with torch.inference_mode():
+            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self._device)
+            gates = self._model.forward_with_gates(blank)[1] if channel_weights else []
+        blocks = [
+            Block(name, *gate.shape[2:], weights=w.numpy())
+            for (name, w), gate in zip(channel_weights.items(), gates, strict=True)
+        ]
+        return Card(
+            name=card.name,
+            labels=tuple(Label(label.id, label.en, label.zh or label.en) for label in card.labels),
+            size=size,
+            crop=card.crop,
+            blocks=tuple(blocks),
+            sha256=card.sha256,
+            max_batch=_MAX_BATCH[self._device.type],
+            notes=(*card.notes, *maps.notes(channel_weights)),
+            facts={
+                "config": asdict(card.config),
+                "metrics": card.metrics,
+                "recipe": card.recipe,
+                "source": card.source,
+                "device": str(self._device),
+                "dtype": dtype,
+                "engine": f"torch {torch.__version__}",
+                "reason": reason,
+            },
+        )
+
+    def _warm_up(self) -> None:
+        blank = np.zeros((3, self.card.size, self.card.size), np.uint8)
+        look = AttentionAsk(frozenset(self._names), effects=True)
+        for batch in (1, self.card.max_batch):
+            answers = self([Ask(blank, attention=look)] * batch)
+            if not all(np.isfinite(answer.probabilities).all() for answer in answers):
+                raise EngineError("the warm-up gave probabilities that are not finite")
+
+
+def _choose(asked: Device) -> tuple[torch.device, str]:
+    """The device, and why. Raises EngineError where CUDA is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise EngineError("NAM_DEVICE=cuda, and torch finds no CUDA device")
+    if asked != "auto":
+        return torch.device(asked), "asked for"
+    return torch.device("cuda" if available else "cpu"), "CUDA found" if available else "no CUDA device found"
+
+
+def _most_maps(wanted: list[AttentionAsk]) -> int:
+    return max((ask.top_channels for ask in wanted if ask.maps != "none"), default=0)
+
+
+def _to_host(tensors: list[Tensor]) -> list[Floats]:
+    """All tensors in one copy, as fp32: class indices are exact below 2**24."""
+    flat = torch.cat([tensor.float().flatten() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    return [part.reshape(t.shape) for part, t in zip(np.split(flat, ends[:-1]), tensors, strict=True)]

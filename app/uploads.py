@@ -1,0 +1,91 @@
+"""The body of a request -> the encoded images in it, by media type: raw bytes, multipart, or base64 in JSON."""
+
+import base64
+import binascii
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from app.errors import BadRequest, TooManyImages, UnsupportedMediaType
+
+_RAW = "application/octet-stream"
+_JSON = "application/json"
+_FORM = "multipart/form-data"
+
+
+async def read_image(request: Request) -> bytes:
+    """The one image of a request. Raises BadRequest, TooManyImages, UnsupportedMediaType."""
+    media_type = _media_type(request)
+    if media_type.startswith("image/") or media_type == _RAW:
+        return _not_empty(await request.body())
+    if media_type == _FORM:
+        return (await _parts(request, 1))[0]
+    if media_type == _JSON:
+        return _base64(_member(await request.body(), "image"))
+    raise UnsupportedMediaType(f"Send the image as image/* or {_RAW}, or in {_FORM} or {_JSON}; not as {media_type}.")
+
+
+async def read_images(request: Request, most: int) -> list[bytes | BadRequest]:
+    """The images of a request, one at least and ``most`` at most; one that is no base64 is its own error."""
+    media_type = _media_type(request)
+    if media_type == _FORM:
+        return list(await _parts(request, most))
+    if media_type != _JSON:
+        raise UnsupportedMediaType(f"Send several images in {_FORM} or {_JSON}; not as {media_type}.")
+    images = _member(await request.body(), "images")
+    if not isinstance(images, list) or not images:
+        raise BadRequest('"images" is a list of base64 strings, one at least.')
+    if len(images) > most:
+        raise TooManyImages(f"At most {most} images a request are accepted, not {len(images)}.")
+    return [_base64_or_error(image) for image in images]
+
+
+def _media_type(request: Request) -> str:
+    """The declared type without its parameters; raw bytes where there is none (RFC 9110, section 8.3)."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType("Bodies are accepted without a Content-Encoding.")
+    return request.headers.get("content-type", _RAW).partition(";")[0].strip().lower()
+
+
+async def _parts(request: Request, most: int) -> list[bytes]:
+    """The bytes of the parts named ``file``."""
+    try:
+        async with request.form(max_files=most, max_fields=most) as form:
+            files = [part for part in form.getlist("file") if not isinstance(part, str)]
+            if not files:
+                raise BadRequest('The form has no file in a part named "file".')
+            return [_not_empty(await file.read()) for file in files]
+    except HTTPException as error:
+        if str(error.detail).startswith("Too many files"):
+            raise TooManyImages(f"At most {most} images are accepted in this request.") from error
+        raise BadRequest("The multipart body could not be read.") from error
+
+
+def _member(body: bytes, name: str) -> Any:
+    try:
+        return orjson.loads(_not_empty(body))[name]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadRequest(f'The body is not a JSON object with a member "{name}".') from error
+
+
+def _base64(text: Any) -> bytes:
+    try:
+        return _not_empty(base64.b64decode(text, validate=True))
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise BadRequest("The image is not a string of standard base64.") from error
+
+
+def _base64_or_error(text: Any) -> bytes | BadRequest:
+    try:
+        return _base64(text)
+    except BadRequest as error:
+        return error
+
+
+def _not_empty(body: bytes) -> bytes:
+    if not body:
+        raise BadRequest("The body, or the image in it, is empty.")
+    return body

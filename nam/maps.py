@@ -1,0 +1,67 @@
+"""Gates -> what can be said of them: channel weights, statistics, maps, effects. Numbers only; nothing is drawn here."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nam.build import Model
+
+# Below this, max(w) * C says that every channel weighs the same: the weights carry no information.
+UNIFORM = 1.01
+
+
+@dataclass(frozen=True)
+class GateSummary:
+    """A block's gates, image by image. ``spread``: (B, 4) fp32, the minimum, maximum, mean and standard deviation
+    (of the whole population) over channels and pixels; ``channel_mean``: (B, C); ``map``: (B, H, W), the weighted sum."""
+
+    spread: Tensor
+    channel_mean: Tensor
+    map: Tensor
+
+
+def channel_weights(model: Model) -> dict[str, Tensor]:
+    """``w_c = |gamma_c| / sum |gamma|`` of every block with NAM: fp32 (C,), sum 1 whatever the weighting it was trained
+    with (eq. 2). A block whose gate is spatial alone weighs every channel the same; a plain block has no entry."""
+    return {name: _weights(block) for name, block in model.blocks() if block.attention is not None}
+
+
+def summarize(gate: Tensor, weights: Tensor) -> GateSummary:
+    """gate: fp32 (B, C, H, W); weights: fp32 (C,), sum 1. The map is ``sum_c w_c * gate_c``: in (0, 1) like the gates."""
+    std, mean = torch.std_mean(gate, (1, 2, 3), correction=0)
+    spread = torch.stack([gate.amin((1, 2, 3)), gate.amax((1, 2, 3)), mean, std], 1)
+    return GateSummary(spread, gate.mean((2, 3)), torch.einsum("bchw,c->bhw", gate, weights))
+
+
+def strongest(weights: Tensor) -> Tensor:
+    """Channel indices by falling weight, ties by index: int64 (C,)."""
+    return weights.argsort(descending=True, stable=True)
+
+
+def effects(model: Model, pixels: Tensor, logits: Tensor) -> Tensor:
+    """What each block's gate does for one image's answer: fp32 (blocks,).
+
+    The logit of the top class, minus the same with that block's gate replaced, channel by channel, by its mean over the
+    image's H x W. pixels: (3, S, S); logits: (classes,), the image's own. One forward, of a batch as large as the blocks.
+    """
+    count = sum(1 for _ in model.blocks())
+    held, _ = model.forward_with_gates(pixels.expand(count, -1, -1, -1), torch.arange(count, device=pixels.device))
+    top = logits.argmax()
+    return logits[top].float() - held[:, top].float()
+
+
+def notes(weights: dict[str, Tensor]) -> list[str]:
+    """What whoever reads the weights must know: names the blocks where they are uniform."""
+    uniform = [name for name, w in weights.items() if float(w.max()) * len(w) < UNIFORM]
+    if not uniform:
+        return []
+    return [f"uniform channel weights in {', '.join(uniform)}: max(w) * C is below {UNIFORM}, so they rank nothing"]
+
+
+@torch.no_grad()
+def _weights(block: torch.nn.Module) -> Tensor:
+    if block.attention.channel is None:
+        return torch.full((block.channels,), 1 / block.channels)
+    shares = block.attention.channel.weights().cpu()
+    return shares / shares.sum().clamp_min(1e-12)

@@ -1,0 +1,247 @@
+"""Train a network: ``nam train``.
+
+    nam train --data FOLDER --out runs/photo --arch resnet18 --weighting unit-mean --stages 48:10,64:6 --size 80
+
+Images stay uint8 until a batch is cropped on the device. SGD with Nesterov momentum under one cosine with a linear
+warm-up; no decay on biases and batch-norm scales; an exponential moving average of the weights is what is evaluated and
+exported. Every epoch ends with a checkpoint in ``out``; the same command goes on from it, with the same random numbers.
+What comes out: ``out/model.safetensors`` with its card, ``out/log.jsonl`` with a line an epoch, one JSON line at the end.
+"""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from nam.build import ModelConfig, build
+from nam.data import Split, load_split
+from nam.evaluate import evaluate
+from nam.transforms import cutmix, mixup, random_resized_crop
+from nam.weights import Card, Label, read_labels, save
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. ``stages``: (side of the training crop in px, epochs), in order; ``size``: the side that the network is
+    evaluated and served at; ``store``: the side at which the images are kept in memory (0: the largest stage);
+    ``holdout``: training images kept out and measured after every epoch, so that the validation set stays unseen."""
+
+    data: str
+    out: Path
+    name: str
+    model: ModelConfig
+    stages: tuple[tuple[int, int], ...]
+    batch: int = 128
+    lr: float = 0.1
+    warmup_epochs: float = 1.0
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    cutmix: float = 0.0
+    mixup: float = 0.0
+    ema: float = 0.998
+    seed: int = 0
+    store: int = 0
+    holdout: int = 0
+    labels: Path | None = None
+    device: str = "auto"
+    compile: bool | None = None
+
+    @property
+    def epochs(self) -> int:
+        return sum(epochs for _, epochs in self.stages)
+
+    def side(self, epoch: int) -> int:
+        """The side of the training crop in the given epoch, from 0."""
+        for side, epochs in self.stages:
+            if epoch < epochs:
+                return side
+            epoch -= epochs
+        raise IndexError("the run has no such epoch")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run ``config`` to its end, from its last checkpoint if there is one; returns what the JSON line says."""
+    run = _Run(config)
+    for epoch in range(run.done, config.epochs):
+        run.epoch(epoch)
+    return run.finish()
+
+
+class _Run:
+    """The state of a run: network, average, optimizer, and how many epochs are done."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        config.out.mkdir(parents=True, exist_ok=True)
+        self.device = torch.device(_device(config.device))
+        self.train_split, self.held_out = _load(config)
+        torch.manual_seed(config.seed)
+        self.model = build(config.model).to(self.device, memory_format=torch.channels_last)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.optimizer = torch.optim.SGD(_groups(self.model, config), config.lr, momentum=0.9, nesterov=True)
+        # On the CPU compilation made the same steps slower.
+        compiled = self.device.type == "cuda" if config.compile is None else config.compile
+        self.step_model = torch.compile(self.model) if compiled else self.model
+        self.done, self.seconds = 0, 0.0
+        self._resume()
+
+    def epoch(self, epoch: int) -> None:
+        """One pass over the training images, then the checkpoint and a line in the log."""
+        started = time.monotonic()
+        self.model.train()
+        losses = [self._step(images, labels, generator) for images, labels, generator in self._batches(epoch)]
+        self.seconds += time.monotonic() - started
+        line = {
+            "epoch": epoch + 1,
+            "side": self.config.side(epoch),
+            "loss": round(float(torch.stack(losses).mean()), 4),
+        }
+        if self.held_out is not None:
+            line |= {"held_out": evaluate(self.average.module, self.held_out, progress=False)}
+        self.done = epoch + 1
+        self._checkpoint()
+        with (self.config.out / "log.jsonl").open("a") as log:
+            print(json.dumps(line | {"seconds": round(self.seconds)}), file=log)
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate the average on the whole validation split and write the weights with their card."""
+        model = self.average.module.eval()
+        accuracy = evaluate(model, load_split(self.config.data, "val", self.config.model.size))
+        card = _card(self.config, self.train_split, accuracy, self.seconds, self.device)
+        path = self.config.out / "model.safetensors"
+        save(path, model, card)
+        return {"weights": str(path), **accuracy, "epochs": self.config.epochs, "train_seconds": round(self.seconds)}
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
+        config, split = self.config, self.train_split
+        generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+        order = torch.randperm(len(split), generator=generator)
+        steps = len(split) // config.batch
+        for i in tqdm(range(steps), desc=f"epoch {epoch + 1}/{config.epochs} at {config.side(epoch)} px", unit="step"):
+            rate = _rate(config, epoch + i / steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            chosen = order[i * config.batch : (i + 1) * config.batch]
+            pixels = split.pixels[chosen].to(self.device, non_blocking=True)
+            images = random_resized_crop(pixels, config.side(epoch), config.crop_scale, generator)
+            yield images, split.labels[chosen].to(self.device), generator
+
+    def _step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        images, partner, share = self._mix(images, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.step_model(images)
+        loss = share * self._loss(logits, labels)
+        if share < 1:
+            loss = loss + (1 - share) * self._loss(logits, labels[partner.to(labels.device)])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        return loss.detach()
+
+    def _mix(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+        config = self.config
+        kinds = [(kind, alpha) for kind, alpha in ((cutmix, config.cutmix), (mixup, config.mixup)) if alpha]
+        if not kinds:
+            return images, torch.empty(0, dtype=torch.int64), 1.0
+        kind, alpha = kinds[int(torch.randint(0, len(kinds), (1,), generator=generator))]
+        return kind(images, alpha, generator)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+
+    def _checkpoint(self) -> None:
+        state = {
+            "config": _identity(self.config),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "done": self.done,
+            "seconds": self.seconds,
+        }
+        path = self.config.out / "last.pt"
+        torch.save(state, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+
+    def _resume(self) -> None:
+        path = self.config.out / "last.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != _identity(self.config):
+            raise ValueError(f"{path} comes from a run with other settings: choose another --out or delete it")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.seconds = state["done"], state["seconds"]
+
+
+def _load(config: TrainConfig) -> tuple[Split, Split | None]:
+    """The training images, and those of them that are held out, as they are served: at the model's own size."""
+    split = load_split(config.data, "train", config.store or max(side for side, _ in config.stages))
+    if not config.holdout:
+        return split, None
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    held_out = load_split(config.data, "train", config.model.size, only=order[: config.holdout].tolist())
+    return split.part(order[config.holdout :]), held_out
+
+
+def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Two groups: what decays (matrices and kernels), and what does not (biases and batch-norm scales)."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at a moment, in epochs: a linear warm-up, then one half of a cosine down to zero."""
+    if epoch < config.warmup_epochs:
+        return config.lr * (epoch + 1e-3) / config.warmup_epochs
+    done = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    return config.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def _device(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _identity(config: TrainConfig) -> str:
+    """What two runs must share for one to go on from the other's checkpoint."""
+    fields = asdict(config)
+    for free in ("data", "out", "device", "compile", "labels", "name"):
+        del fields[free]
+    return json.dumps(fields, sort_keys=True)
+
+
+def _card(config: TrainConfig, split: Split, accuracy: Any, seconds: float, device: torch.device) -> Card:
+    recipe = {k: v for k, v in asdict(config).items() if k not in {"data", "out", "name", "model", "labels", "device"}}
+    known = read_labels(config.labels) if config.labels else {}
+    return Card(
+        name=config.name,
+        config=config.model,
+        labels=[known.get(c, Label(c, c)) for c in split.classes],
+        metrics={"val": accuracy},
+        recipe={
+            **recipe,
+            "epochs": config.epochs,
+            "images": len(split),
+            "train_seconds": round(seconds),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        },
+    )

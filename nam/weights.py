@@ -1,0 +1,119 @@
+"""Weights files: safetensors whose header carries the card. Strict both ways, and never a pickle.
+
+Convolution and linear weights are stored in fp16, every batch-norm number and bias in fp32; a loaded network is fp32.
+"""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nam.build import Model, ModelConfig, build
+
+SHIPPED = Path(__file__).parent.parent / "weights"
+DEFAULT = "resnet18-nam-tiny-imagenet"
+
+
+class WeightsError(ValueError):
+    """A weights file that is missing, damaged, or not of this project's form."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class: its id in the data set, its English name, and its Chinese name where there is one."""
+
+    id: str
+    en: str
+    zh: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of itself. ``crop``: the side of the evaluated square by the image's shorter side;
+    ``notes``: what whoever reads the attention must know; ``sha256``: of the file, set by :func:`load`."""
+
+    name: str
+    config: ModelConfig
+    labels: list[Label]
+    crop: float = 1.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+    sha256: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "sha256"}, ensure_ascii=False, default=str)
+
+    @classmethod
+    def from_json(cls, text: str, sha256: str) -> "Card":
+        fields = json.loads(text)
+        config = ModelConfig.from_dict(fields.pop("config"))
+        labels = [Label(**label) for label in fields.pop("labels")]
+        return cls(config=config, labels=labels, sha256=sha256, **fields)
+
+
+def save(path: Path, model: Model, card: Card) -> None:
+    """Write ``model`` and its card. ValueError where the card's labels do not fit its number of classes."""
+    if len(card.labels) != card.config.classes:
+        raise ValueError(f"{len(card.labels)} labels for {card.config.classes} classes")
+    tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
+    save_file(tensors, path, metadata={"card": card.to_json()})
+
+
+def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
+    """The network, fp32 on the CPU in eval mode, and its card.
+
+    ``path``: a file, or the name of shipped weights. Raises WeightsError for a file that is missing, not safetensors,
+    without a card, or whose tensors are not exactly those of the network that its card describes.
+    """
+    file = locate(path)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            card = Card.from_json((tensors.metadata() or {})["card"], _sha256(file))
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{file} carries no card that this version understands: {error!r}") from error
+    model = build(card.config)
+    try:
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{file} does not hold the network of its card: {error}") from error
+    return model, card
+
+
+def locate(path: str | Path) -> Path:
+    """The file behind a path or behind the name of shipped weights; WeightsError where there is neither."""
+    if Path(path).is_file():
+        return Path(path)
+    shipped = SHIPPED / f"{path}.safetensors"
+    if shipped.is_file():
+        return shipped
+    raise WeightsError(f"{path} is neither a weights file nor the name of shipped weights")
+
+
+def read_labels(path: Path) -> dict[str, Label]:
+    """A table ``class_id<TAB>en<TAB>zh`` with a header line, as labels by class id."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        return {
+            row["class_id"]: Label(row["class_id"], row["en"], row["zh"])
+            for row in csv.DictReader(lines, delimiter="\t")
+        }
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Kernels and matrices in fp16; what has one dimension or none (batch norm, biases) as it is."""
+    return tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

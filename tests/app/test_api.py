@@ -1,0 +1,224 @@
+"""The HTTP contract, endpoint by endpoint, against the fake engine."""
+
+import base64
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import schemas
+from tests.fakes import CARD, CLASSES, Service, picture, service
+
+RAW = {"content-type": "image/png"}
+
+
+def post(serving: Service, path: str = "/predict", level: int = 100, **options):
+    return serving.client.post(path, content=picture(level), headers=RAW | options.pop("headers", {}), **options)
+
+
+def test_the_three_ways_to_send_an_image_give_the_same_answer(serving: Service) -> None:
+    image = picture(200)
+    raw = serving.client.post("/predict", content=image, headers={"content-type": "application/octet-stream"})
+    form = serving.client.post("/predict", files={"file": ("a.png", image)})
+    text = serving.client.post("/predict", json={"image": base64.b64encode(image).decode()})
+    assert raw.status_code == 200
+    assert raw.json() == form.json() == text.json()
+    assert raw.json()["predictions"][0]["index"] == 8
+
+
+def test_predict_has_exactly_the_contracts_fields(serving: Service) -> None:
+    answer = post(serving).json()
+    schemas.PredictAnswer.model_validate(answer)
+    assert answer["model"] == "fake"
+    assert answer["image"] == {"format": "PNG", "width": 12, "height": 8}
+    assert [p["rank"] for p in answer["predictions"]] == [1, 2, 3, 4, 5]
+    assert answer["predictions"][0] | {"probability": 0} == {
+        "rank": 1,
+        "index": 4,
+        "class_id": "n00000004",
+        "label": "thing 4",
+        "probability": 0,
+    }
+    falling = [p["probability"] for p in answer["predictions"]]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_top_k_goes_up_to_the_number_of_classes(serving: Service) -> None:
+    answer = post(serving, f"/predict?top_k={CLASSES}").json()
+    assert len(answer["predictions"]) == CLASSES
+    assert sum(p["probability"] for p in answer["predictions"]) == pytest.approx(1, abs=1e-6)
+    assert len(post(serving, "/predict?top_k=1").json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "label"),
+    [
+        ("", "", "thing 4"),
+        ("?lang=zh", "en", "东西4"),
+        ("?lang=en", "zh", "thing 4"),
+        ("", "zh-CN,zh;q=0.9,en;q=0.8", "东西4"),
+        ("", "en;q=0.5, zh-TW;q=0.7", "东西4"),
+        ("", "fr, en;q=0.2", "thing 4"),
+        ("", "zh;q=junk, en", "thing 4"),
+    ],
+)
+def test_labels_come_in_the_callers_language(serving: Service, query: str, header: str, label: str) -> None:
+    answer = post(serving, "/predict" + query, headers={"accept-language": header})
+    assert answer.json()["predictions"][0]["label"] == label
+    assert answer.headers["vary"] == "Accept-Language"
+
+
+def test_the_first_bytes_beat_the_declared_image_type(serving: Service) -> None:
+    answer = serving.client.post("/predict", content=picture(form="GIF"), headers={"content-type": "image/jpeg"})
+    assert answer.json()["image"]["format"] == "GIF"
+
+
+def test_exif_orientation_swaps_width_and_height(serving: Service) -> None:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8)).save(out, "JPEG", exif=exif)
+    answer = serving.client.post("/predict", content=out.getvalue(), headers={"content-type": "image/jpeg"})
+    assert answer.json()["image"] == {"format": "JPEG", "width": 8, "height": 12}
+
+
+def test_one_bad_image_never_fails_its_neighbours(serving: Service) -> None:
+    files = [("file", picture(0)), ("file", b"no image"), ("file", picture(250)), ("file", b"\x89PNG\r\n\x1a\nbroken")]
+    answer = serving.client.post("/predict/batch", files=files)
+    schemas.BatchAnswer.model_validate(answer.json())
+    first, second, third, fourth = answer.json()["results"]
+    assert [r["predictions"][0]["index"] for r in (first, third)] == [0, 9]
+    assert [r["error"]["code"] for r in (second, fourth)] == ["unsupported_media_type", "bad_image"]
+    assert second["error"]["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_batch_of_only_bad_images_is_still_200(serving: Service) -> None:
+    answer = serving.client.post("/predict/batch", json={"images": ["***", base64.b64encode(b"junk").decode(), 7]})
+    assert answer.status_code == 200
+    codes = [result["error"]["code"] for result in answer.json()["results"]]
+    assert codes == ["bad_request", "unsupported_media_type", "bad_request"]
+
+
+def test_attention_has_exactly_the_contracts_fields(serving: Service) -> None:
+    answer = post(serving, "/attention").json()
+    schemas.AttentionAnswer.model_validate(answer)
+    first = answer["blocks"][0]
+    assert [block["name"] for block in answer["blocks"]] == ["layer1.0", "layer2.0"]
+    assert (first["channels"], first["height"], first["width"], first["effect"]) == (4, 4, 4, None)
+    assert sum(first["weights"]) == pytest.approx(1, abs=1e-6)
+    assert [top["channel"] for top in first["top_channels"]] == [1, 3, 2, 0]
+    assert first["top_channels"][0]["weight"] == first["weights"][1]
+    assert np.shape(first["map"]) == np.shape(first["top_channels"][0]["map"]) == (4, 4)
+    assert answer["predictions"] == post(serving).json()["predictions"]
+    assert answer["notes"] == list(CARD.notes)
+
+
+def test_the_map_is_the_weighted_sum_of_the_channel_maps(serving: Service) -> None:
+    block = post(serving, "/attention?maps=all&block=layer1.0").json()["blocks"][0]
+    assert np.allclose(np.tensordot(block["weights"], block["channel_maps"], 1), block["map"], atol=1e-6)
+    assert block["channel_maps"][3] == block["top_channels"][1]["map"]
+    assert np.mean(block["channel_maps"]) == pytest.approx(block["gates"]["mean"], abs=1e-6)
+
+
+def test_blocks_channels_maps_and_effects_are_chosen(serving: Service) -> None:
+    answer = post(serving, "/attention?block=layer2.0&top_channels=2&maps=none&effects=true").json()
+    (block,) = answer["blocks"]
+    assert block["name"] == "layer2.0"
+    assert block["map"] is None
+    assert block["effect"] == 0.5
+    assert [top["map"] for top in block["top_channels"]] == [None, None]
+    assert "channel_maps" not in block
+
+
+def test_attention_weights_are_cacheable(serving: Service) -> None:
+    first = serving.client.get("/attention/weights")
+    schemas.WeightsAnswer.model_validate(first.json())
+    assert first.headers["etag"] == f'"{CARD.sha256}"'
+    again = serving.client.get("/attention/weights", headers={"if-none-match": f'"other", W/"{CARD.sha256}"'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    assert serving.client.get("/attention/weights", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_the_model_card_says_what_is_served(serving: Service) -> None:
+    card = serving.client.get("/model").json()
+    schemas.ModelAnswer.model_validate(card)
+    assert (card["name"], card["classes"], card["sha256"], card["engine"]) == ("fake", CLASSES, CARD.sha256, "fake")
+    assert card["input"]["size"] == 8
+
+
+def test_health_and_readiness(serving: Service) -> None:
+    assert serving.client.get("/healthz").json() == {"status": "ok"}
+    assert serving.client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_concurrent_requests_share_a_batch_and_everybody_is_told(serving: Service) -> None:
+    serving.engine.gate.clear()
+    answers: list = []
+    callers = [threading.Thread(target=lambda: answers.append(post(serving))) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    while serving.metric("nam_queue_depth") < 5:
+        pass
+    serving.engine.gate.set()
+    for caller in callers:
+        caller.join()
+    assert serving.engine.batches == [1, 5]
+    assert sorted(answer.headers["x-batch-size"] for answer in answers) == ["1", "5", "5", "5", "5", "5"]
+    assert serving.metric("nam_batch_size_count") == 2
+    assert serving.metric("nam_batch_size_sum") == 6
+
+
+def test_answers_carry_the_time_of_each_step(serving: Service) -> None:
+    timing = dict(step.split(";dur=") for step in post(serving).headers["server-timing"].split(", "))
+    assert list(timing) == ["decode", "queue", "model"]
+    assert all(float(value) >= 0 for value in timing.values())
+
+
+def test_metrics_count_requests_by_route_and_status(serving: Service) -> None:
+    post(serving)
+    post(serving, "/predict?top_k=0")
+    assert serving.metric("nam_requests_total", route="/predict", status="200") == 1
+    assert serving.metric("nam_requests_total", route="/predict", status="422") == 1
+    assert serving.metric("nam_refusals_total", code="bad_parameter") == 1
+    assert serving.metric("nam_requests_in_flight") == 0
+    assert serving.metric("nam_body_bytes_in_flight") == 0
+
+
+def test_docs_load_nothing_from_elsewhere(serving: Service) -> None:
+    page = serving.client.get("/docs")
+    assert "unsafe-inline" not in page.headers["content-security-policy"]
+    sources = [part.split('"')[0] for mark in ('src="', 'href="/') for part in page.text.split(mark)[1:]]
+    assert len(sources) == 3
+    assert "//" not in page.text
+    for source in sources:
+        asset = serving.client.get(source if source.startswith("/") else "/" + source)
+        assert asset.status_code == 200, source
+
+
+def test_the_openapi_document_names_every_route(serving: Service) -> None:
+    paths = serving.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/predict",
+        "/predict/batch",
+        "/attention",
+        "/attention/weights",
+        "/model",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    assert set(paths["/predict"]["post"]["requestBody"]["content"]) == {
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    }
+
+
+def test_many_images_within_the_limit_are_answered_in_order() -> None:
+    with service(max_images=3) as serving:
+        files = [("file", picture(level)) for level in (25, 75, 225)]
+        results = serving.client.post("/predict/batch?top_k=1", files=files).json()["results"]
+    assert [result["predictions"][0]["index"] for result in results] == [1, 3, 9]

@@ -1,0 +1,307 @@
+"""Every error of the contract, provoked over HTTP against the fake engine, in the one shape."""
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from app import errors, schemas
+from app.middleware import Admission
+from app.services import Load
+from tests.fakes import Service, picture, service
+
+PNG = {"content-type": "image/png"}
+Response = httpx2.Response
+
+
+def refused(answer: Response, status: int, code: str) -> dict:
+    """The answer's problem, after checking the shape that every error has."""
+    problem = answer.json()
+    schemas.Problem.model_validate(problem)
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["detail"]
+    return problem
+
+
+SIMPLE: dict[str, tuple[int, str, Callable[[httpx2.Client], Response]]] = {
+    "empty body": (400, "bad_request", lambda c: c.post("/predict", headers=PNG)),
+    "bad JSON": (
+        400,
+        "bad_request",
+        lambda c: c.post("/predict", content=b"{", headers={"content-type": "application/json"}),
+    ),
+    "JSON of another shape": (400, "bad_request", lambda c: c.post("/predict", json=["image"])),
+    "bad base64": (400, "bad_request", lambda c: c.post("/predict", json={"image": "not base64!"})),
+    "empty base64": (400, "bad_request", lambda c: c.post("/predict", json={"image": ""})),
+    "base64 that is no string": (400, "bad_request", lambda c: c.post("/predict", json={"image": 5})),
+    "missing part": (400, "bad_request", lambda c: c.post("/predict", files={"photo": picture()})),
+    "a field for a file": (400, "bad_request", lambda c: c.post("/predict", files={"file": (None, "text")})),
+    "an empty part": (400, "bad_request", lambda c: c.post("/predict", files={"file": ("a.png", b"")})),
+    "multipart without a boundary": (
+        400,
+        "bad_request",
+        lambda c: c.post("/predict", content=b"x", headers={"content-type": "multipart/form-data"}),
+    ),
+    "an empty list": (400, "bad_request", lambda c: c.post("/predict/batch", json={"images": []})),
+    "no such path": (404, "not_found", lambda c: c.get("/predictions")),
+    "no such method": (405, "method_not_allowed", lambda c: c.get("/predict")),
+    "no such format": (
+        406,
+        "not_acceptable",
+        lambda c: c.post("/attention?format=gif", content=picture(), headers=PNG),
+    ),
+    "nothing acceptable": (
+        406,
+        "not_acceptable",
+        lambda c: c.post("/attention", content=picture(), headers=PNG | {"accept": "text/html, application/json;q=0"}),
+    ),
+    "two images where one is asked for": (
+        413,
+        "too_many_images",
+        lambda c: c.post("/predict", files=[("file", picture()), ("file", picture())]),
+    ),
+    "media type": (
+        415,
+        "unsupported_media_type",
+        lambda c: c.post("/predict", content=b"x", headers={"content-type": "text/plain"}),
+    ),
+    "media type of a batch": (
+        415,
+        "unsupported_media_type",
+        lambda c: c.post("/predict/batch", content=picture(), headers=PNG),
+    ),
+    "content encoding": (
+        415,
+        "unsupported_media_type",
+        lambda c: c.post("/predict", content=picture(), headers=PNG | {"content-encoding": "gzip"}),
+    ),
+    "first bytes": (415, "unsupported_media_type", lambda c: c.post("/predict", content=b"hello", headers=PNG)),
+    "HEIC": (
+        415,
+        "unsupported_media_type",
+        lambda c: c.post("/predict", content=b"\0\0\0\x18ftypheic\0\0\0\0", headers=PNG),
+    ),
+    "truncated image": (422, "bad_image", lambda c: c.post("/predict", content=picture()[:40], headers=PNG)),
+    "top_k 0": (422, "bad_parameter", lambda c: c.post("/predict?top_k=0", content=picture(), headers=PNG)),
+    "top_k over the classes": (
+        422,
+        "bad_parameter",
+        lambda c: c.post("/predict?top_k=11", content=picture(), headers=PNG),
+    ),
+    "top_k no number": (422, "bad_parameter", lambda c: c.post("/predict?top_k=five", content=picture(), headers=PNG)),
+    "language": (422, "bad_parameter", lambda c: c.post("/predict?lang=fr", content=picture(), headers=PNG)),
+    "block": (422, "bad_parameter", lambda c: c.post("/attention?block=layer9", content=picture(), headers=PNG)),
+    "maps": (422, "bad_parameter", lambda c: c.post("/attention?maps=some", content=picture(), headers=PNG)),
+    "timeout no number": (
+        422,
+        "bad_parameter",
+        lambda c: c.post("/predict", content=picture(), headers=PNG | {"x-timeout-ms": "soon"}),
+    ),
+    "timeout 0": (
+        422,
+        "bad_parameter",
+        lambda c: c.post("/predict", content=picture(), headers=PNG | {"x-timeout-ms": "0"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_a_bad_request_is_told_what_is_wrong(serving: Service, name: str) -> None:
+    status, code, send = SIMPLE[name]
+    refused(send(serving.client), status, code)
+    assert serving.engine.batches == []
+    assert serving.metric("nam_refusals_total", code=code) == 1
+
+
+def test_405_says_what_is_allowed(serving: Service) -> None:
+    assert serving.client.get("/predict").headers["allow"] == "POST"
+
+
+def test_a_body_over_the_cap_is_refused_by_its_declared_length() -> None:
+    with service(max_body_bytes=100) as serving:
+        refused(serving.client.post("/predict", content=b"x" * 101, headers=PNG), 413, "body_too_large")
+
+
+def test_a_body_over_the_cap_is_refused_while_it_arrives() -> None:
+    with service(max_body_bytes=100) as serving:
+        chunks = (b"x" * 40 for _ in range(9))
+        refused(serving.client.post("/predict", content=chunks, headers=PNG), 413, "body_too_large")
+        assert serving.load.body_bytes == 0
+
+
+def test_an_image_over_the_pixel_cap_is_refused_by_its_header() -> None:
+    with service(max_pixels=99) as serving:
+        refused(serving.client.post("/predict", content=picture(size=(10, 10)), headers=PNG), 413, "image_too_large")
+
+
+def test_too_many_images() -> None:
+    text = base64.b64encode(picture()).decode()
+    with service(max_images=2) as serving:
+        refused(serving.client.post("/predict/batch", json={"images": [text] * 3}), 413, "too_many_images")
+        parts = [("file", picture())] * 3
+        refused(serving.client.post("/predict/batch", files=parts), 413, "too_many_images")
+
+
+def test_keys() -> None:
+    with service(api_keys="one, two") as serving:
+        missing = serving.client.post("/predict", content=picture(), headers=PNG)
+        refused(missing, 401, "unauthorized")
+        assert missing.headers["www-authenticate"] == "Bearer"
+        for wrong in ("Bearer three", "Bearer one, two", "Basic one", "Bearer", "Bearer \u00e9"):
+            headers = PNG | {"authorization": wrong.encode()}
+            refused(serving.client.post("/predict", content=picture(), headers=headers), 401, "unauthorized")
+        for right in ("Bearer one", "bearer two"):
+            answer = serving.client.post("/predict", content=picture(), headers=PNG | {"authorization": right})
+            assert answer.status_code == 200
+        assert [serving.client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+        assert [serving.client.get(path).status_code for path in ("/metrics", "/model", "/nowhere")] == [401] * 3
+
+
+def test_full_is_refused_before_the_body_is_read() -> None:
+    with service(max_requests=1) as serving:
+        serving.load.requests = 1
+        answer = serving.client.post("/predict", content=picture(), headers=PNG)
+        refused(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_bytes_in_flight_are_bounded() -> None:
+    with service(max_inflight_bytes=1000) as serving:
+        serving.load.body_bytes = 990
+        refused(serving.client.post("/predict", content=b"x" * 20, headers=PNG), 503, "overloaded")
+        assert serving.load.body_bytes == 990
+
+
+def test_a_full_queue_refuses() -> None:
+    with service(max_queue=1) as serving:
+        serving.engine.gate.clear()
+        held = [
+            threading.Thread(
+                target=serving.client.post, args=("/predict",), kwargs={"content": picture(), "headers": PNG}
+            )
+            for _ in range(2)
+        ]
+        for caller in held:
+            caller.start()
+            while not serving.engine.batches:
+                time.sleep(0.001)
+        while serving.metric("nam_queue_depth") < 1:
+            time.sleep(0.001)
+        answer = serving.client.post("/predict", content=picture(), headers=PNG)
+        serving.engine.gate.set()
+        for caller in held:
+            caller.join()
+        refused(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_draining_refuses_new_work_and_turns_readiness_red(serving: Service) -> None:
+    serving.load.draining = True
+    refused(serving.client.post("/predict", content=picture(), headers=PNG), 503, "draining")
+    refused(serving.client.get("/readyz"), 503, "draining")
+    assert serving.client.get("/healthz").status_code == 200
+
+
+def test_a_closed_batcher_turns_readiness_red() -> None:
+    with service() as serving:
+        services = serving.client.app_state["services"]
+        serving.client.portal.call(services.batcher.close, 0)
+        refused(serving.client.get("/readyz"), 503, "not_ready")
+        refused(serving.client.post("/predict", content=picture(), headers=PNG), 503, "not_ready")
+
+
+def test_the_callers_deadline_passes() -> None:
+    with service() as serving:
+        serving.engine.gate.clear()
+        answer = serving.client.post("/predict", content=picture(), headers=PNG | {"x-timeout-ms": "60"})
+        serving.engine.gate.set()
+        refused(answer, 504, "deadline_exceeded")
+
+
+def test_the_services_deadline_passes_although_the_caller_would_wait() -> None:
+    with service(timeout_ms=60) as serving:
+        serving.engine.gate.clear()
+        answer = serving.client.post("/predict", content=picture(), headers=PNG | {"x-timeout-ms": "9" * 30})
+        serving.engine.gate.set()
+        refused(answer, 504, "deadline_exceeded")
+
+
+def test_an_engine_error_is_ours_and_says_nothing_of_its_cause(serving: Service) -> None:
+    serving.engine.error = RuntimeError("CUDA error at 0x7f00dead")
+    problem = refused(serving.client.post("/predict", content=picture(), headers=PNG), 500, "internal_error")
+    assert "CUDA" not in str(problem)
+    assert serving.client.post("/predict", content=picture(), headers=PNG).status_code == 200
+    assert serving.metric("nam_batch_failures_total") == 1
+
+
+def test_a_body_that_stops_arriving_ends_in_408() -> None:
+    """Straight to the ASGI layer: a test client sends its body whole."""
+    with service(body_idle_ms=50) as serving:
+        sent: list[dict] = []
+
+        async def request() -> None:
+            pieces = iter([{"type": "http.request", "body": b"x", "more_body": True}])
+
+            async def receive() -> dict:
+                piece = next(pieces, None)
+                return piece if piece is not None else await asyncio.sleep(5)
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            await serving.client.app(_scope(serving), receive, send)
+
+        serving.client.portal.call(request)
+        assert sent[0]["status"] == 408
+        assert b"request_timeout" in sent[1]["body"]
+        assert serving.load == Load()
+
+
+def _scope(serving: Service) -> dict:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"content-type", b"image/png")],
+        "state": dict(serving.client.app_state),
+    }
+
+
+@pytest.mark.parametrize("sent", ["abc-1_2.3:4", "A" * 128])
+def test_a_good_request_id_is_kept(serving: Service, sent: str) -> None:
+    assert serving.client.get("/healthz", headers={"x-request-id": sent}).headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "A" * 129, "x\u00e9".encode(), "<script>"])
+def test_a_bad_request_id_is_replaced(serving: Service, sent: str | bytes) -> None:
+    ids = {serving.client.get("/healthz", headers={"x-request-id": sent}).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(len(new) == 32 for new in ids)
+
+
+def test_every_error_of_the_contract_is_provoked_here() -> None:
+    """The table above and the tests around it leave no code out."""
+    with open(__file__, encoding="utf-8") as source:
+        text = source.read()
+    missing = [
+        error.code for error in errors.ERRORS if f'"{error.code}"' not in text and f'b"{error.code}"' not in text
+    ]
+    assert missing == []
+
+
+def test_admission_stands_before_every_post() -> None:
+    with service() as serving:
+        paths = serving.client.get("/openapi.json").json()["paths"]
+        posts = [path for path, methods in paths.items() if "post" in methods]
+        (admission,) = [m for m in serving.client.app.user_middleware if m.cls is Admission]
+        assert set(posts) == set(admission.kwargs["paths"])

@@ -1,0 +1,55 @@
+"""The folded network is the same function: within 1e-5 in probability, gates included."""
+
+import pytest
+import torch
+from torch import nn
+
+from nam.build import ModelConfig, build
+from nam.fold import fold
+from tests.nam.test_attention import scrambled
+
+
+def pixels(size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("attention", ["none", "nam", "nam-spatial", "nam-both"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet20", "resnet50"])
+@pytest.mark.parametrize("weighting", ["sum-one", "unit-mean"])
+def test_folding_changes_nothing(arch: str, attention: str, weighting: str) -> None:
+    torch.manual_seed(0)
+    model = scrambled(build(ModelConfig(arch, 10, 32, attention, "cifar", weighting)))
+    folded = fold(model)
+    with torch.inference_mode():
+        expected, got = model(pixels(32)).softmax(1), folded(pixels(32)).softmax(1)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_folded_gates_are_the_networks() -> None:
+    model = scrambled(build(ModelConfig("resnet20", 10, 32, "nam-both", weighting="unit-mean")))
+    with torch.inference_mode():
+        (_, expected), (_, got) = (m.forward_with_gates(pixels(32)) for m in (model, fold(model)))
+    for one, other in zip(expected, got, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+
+
+def test_no_batch_norm_is_left_and_the_original_is_whole() -> None:
+    model = scrambled(build(ModelConfig("resnet18", 10, 64)))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    folded = fold(model)
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in folded.modules())
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_in_bf16_the_gates_argument_stays_fp32() -> None:
+    model = scrambled(build(ModelConfig("resnet20", 10, 32, weighting="unit-mean")))
+    folded = fold(model, torch.bfloat16)
+    with torch.inference_mode():
+        logits, gates = folded.forward_with_gates(pixels(32))
+        _, exact = model.forward_with_gates(pixels(32))
+    assert logits.dtype == torch.bfloat16
+    assert all(gate.dtype == torch.float32 for gate in gates)
+    steps = len(gates[0].unique())
+    assert steps > 2000  # bf16 has 128 values from one half to one, and as many in every halving below
+    assert gates[0].std().item() == pytest.approx(exact[0].std().item(), rel=0.01)

@@ -1,0 +1,130 @@
+"""The training program on a small made data set: it learns, resumes to the same numbers, and writes its card."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nam import train as training
+from nam import weights
+from nam.build import ModelConfig
+from nam.data import class_count, load_split
+from nam.train import TrainConfig
+from nam.transforms import cutmix, load_square, mixup, random_resized_crop
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes, red and blue noise, 24 px; the working directory is a fresh one, for the cache."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for channel, name in ((0, "red"), (2, "blue")):
+            place = tmp_path / "data" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 90, (24, 30, 3), dtype=np.uint8)
+                image[..., channel] += 120
+                Image.fromarray(image).save(place / f"{i}.png")
+    return tmp_path / "data"
+
+
+def config(folder: Path, **changes: object) -> TrainConfig:
+    model = ModelConfig("resnet20", 2, 16, weighting="unit-mean")
+    base = TrainConfig(
+        str(folder), folder.parent / "run", "colours", model, stages=((12, 1), (16, 2)), batch=16, ema=0.5
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_a_run_learns_and_writes_its_card(folder: Path) -> None:
+    result = training.train(config(folder, holdout=8, cutmix=0.0, mixup=0.2))
+    assert result["top1"] == 100.0
+    model, card = weights.load(result["weights"])
+    assert [label.id for label in card.labels] == ["blue", "red"]
+    assert card.metrics["val"] == {"top1": 100.0, "top5": 100.0, "images": 16}
+    assert card.recipe["epochs"] == 3
+    assert card.recipe["images"] == 40
+    log = [json.loads(line) for line in (folder.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["side"] for line in log] == [12, 16, 16]
+    assert log[-1]["held_out"]["images"] == 8
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(folder: Path) -> None:
+    whole = config(folder, out=folder.parent / "whole", cutmix=1.0)
+    training.train(whole)
+    parts = config(folder, out=folder.parent / "parts", cutmix=1.0)
+    first = training._Run(parts)
+    first.epoch(0)
+    training.train(parts)
+    one, other = (weights.load(c.out / "model.safetensors")[0].state_dict() for c in (whole, parts))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_another_runs_checkpoint_is_not_taken(folder: Path) -> None:
+    training._Run(config(folder)).epoch(0)
+    with pytest.raises(ValueError, match="other settings"):
+        training.train(config(folder, seed=1))
+
+
+def test_nothing_with_one_dimension_decays(folder: Path) -> None:
+    run = training._Run(config(folder))
+    decayed, rest = run.optimizer.param_groups
+    assert decayed["weight_decay"] == 5e-4
+    assert rest["weight_decay"] == 0
+    gammas = {id(block.attention.channel.bn.weight) for _, block in run.model.blocks()}
+    assert gammas <= {id(p) for p in rest["params"]}
+
+
+def test_the_rate_warms_up_and_falls_to_zero(folder: Path) -> None:
+    c = config(folder)
+    rates = [training._rate(c, epoch) for epoch in (0.5, 1.0, 2.0, 3.0)]
+    assert rates == pytest.approx([0.05, 0.1, 0.05, 0], abs=1e-3)
+
+
+def test_a_split_is_decoded_once_and_then_read(folder: Path) -> None:
+    first = load_split(str(folder), "val", 16)
+    for image in folder.rglob("val/*/*.png"):
+        image.write_bytes(b"")
+    again = load_split(str(folder), "val", 16)
+    assert torch.equal(first.pixels, again.pixels)
+    assert first.classes == ["blue", "red"]
+    assert first.pixels.shape == (16, 3, 16, 16)
+    assert class_count(str(folder)) == 2
+
+
+def test_data_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="torchvision has no dataset"):
+        load_split(str(tmp_path / "nowhere"), "train", 8)
+
+
+def test_training_and_serving_see_the_same_pixels() -> None:
+    from app.images import decode
+
+    photo = Path(__file__).parent.parent / "golden" / "photo.jpg"
+    for size, crop in ((64, 1.0), (80, 0.875)):
+        served = decode(photo.read_bytes(), size=size, crop=crop, max_pixels=10**6).pixels
+        assert np.array_equal(load_square(photo, size, crop), served)
+
+
+def test_random_crops_stay_within_the_image_and_repeat_with_their_generator() -> None:
+    pixels = torch.randint(50, 200, (4, 3, 20, 20), dtype=torch.uint8)
+    one, again = (random_resized_crop(pixels, 12, (0.3, 1), torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, again)
+    assert one.shape == (4, 3, 12, 12)
+    assert one.min() >= 50
+    assert one.max() <= 199
+
+
+def test_mixes_keep_the_share_they_say() -> None:
+    black_and_white = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255.0)])
+    for seed in range(8):
+        for kind in (cutmix, mixup):
+            mixed, partner, share = kind(black_and_white, 1.0, torch.Generator().manual_seed(seed))
+            expected = 255 * (share * torch.tensor([0, 1.0]) + (1 - share) * partner)
+            torch.testing.assert_close(mixed.mean((1, 2, 3)), expected, rtol=0, atol=0.5)

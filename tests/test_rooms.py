@@ -1,0 +1,118 @@
+"""Who may import whom: the house's table, executed. Imports inside functions and under TYPE_CHECKING count too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each file of app/ may import of app/ and nam/; a file that is not here may not exist.
+APP: dict[str, set[str]] = {
+    "__init__": set(),
+    "api": {"batching", "engine", "errors", "images", "schemas", "services", "uploads"},
+    "batching": set(),
+    "cli": {"engine", "errors", "images", "logs", "schemas", "server", "settings", "torch_engine", "nam"},
+    "docs": set(),
+    "engine": set(),
+    "errors": set(),
+    "images": {"errors", "nam.geometry"},
+    "logs": set(),
+    "main": {"api", "docs", "errors", "middleware", "services", "settings"},
+    "metrics": {"batching"},
+    "middleware": {"errors", "services"},
+    "schemas": {"engine", "images"},
+    "server": {"main", "services", "settings"},
+    "services": {"batching", "engine", "metrics", "settings"},
+    "settings": set(),
+    "torch_engine": {"engine", "nam"},
+    "uploads": {"errors"},
+}
+
+# Packages from elsewhere that only some files may import.
+ONLY: dict[str, set[str]] = {
+    "torch": {"torch_engine", "cli"},
+    "torchvision": set(),
+    "PIL": {"images", "cli"},
+    "fastapi": {"api", "docs", "main", "services"},
+    "pydantic": {"schemas", "settings"},
+    "uvicorn": {"server"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, in full."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" if module in ("app", "nam") else module for alias in node.names}
+    return found
+
+
+def within(path: Path, room: str) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith(f"{room}.")}
+
+
+FILES = sorted((ROOT / "app").glob("*.py"))
+
+
+def test_the_table_names_every_file() -> None:
+    assert {path.stem for path in FILES} == set(APP)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_of_app_imports_what_it_may(path: Path) -> None:
+    allowed = APP[path.stem]
+    assert within(path, "app") <= allowed
+    for name in imports(path):
+        if name.split(".")[0] == "nam":
+            assert "nam" in allowed or name in allowed, name
+        assert path.stem in ONLY.get(name.split(".")[0], {path.stem}), name
+
+
+def test_the_batcher_knows_the_standard_library_alone() -> None:
+    import sys
+
+    roots = {name.split(".")[0] for name in imports(ROOT / "app" / "batching.py")}
+    assert roots <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nam").glob("*.py")), ids=lambda path: path.stem)
+def test_nam_knows_nothing_of_requests(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"app", "fastapi", "starlette", "pydantic", "uvicorn"}
+
+
+def test_the_geometry_is_free_of_torch() -> None:
+    assert not imports(ROOT / "nam" / "geometry.py")
+
+
+@pytest.mark.parametrize("room", ["app", "nam"])
+def test_there_are_no_import_cycles(room: str) -> None:
+    graph = {path.stem: within(path, room) for path in (ROOT / room).glob("*.py")}
+    while leaves := {name for name, needs in graph.items() if not needs & set(graph)}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert graph == {}
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = [
+        path.name
+        for path in [*FILES, *(ROOT / "nam").glob("*.py")]
+        if "os.environ" in path.read_text() or "getenv" in path.read_text()
+    ]
+    assert readers == []  # pydantic-settings reads it, in settings.py
+
+
+def test_nothing_on_the_serving_path_unpickles() -> None:
+    guilty = [
+        path.name
+        for path in [*FILES, *(ROOT / "nam").glob("*.py")]
+        for word in ("import pickle", "torch.load(", "np.load(")
+        if word in path.read_text() and path.name not in ("train.py", "data.py")
+    ]
+    assert guilty == []
+    assert "weights_only=True" in (ROOT / "nam" / "train.py").read_text()
