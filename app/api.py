@@ -146,7 +146,7 @@ async def readyz(services: Alive) -> Response:
     return _json({"status": "ready"})
 
 
-@router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}} | _problems(401))
+@router.get("/metrics", responses={**_problems(401), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def metrics(services: Alive) -> Response:
     """Prometheus's text format."""
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -123,7 +123,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model, card = weights.load(arguments.weights or weights.DEFAULT)
     cuda = torch.cuda.is_available()
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
-    result = run(model.to("cuda" if cuda else "cpu", memory_format=torch.channels_last), split)
+    result = run(model.to("cuda" if cuda else "cpu").to(memory_format=torch.channels_last), split)
     print(json.dumps({"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}))
     return 0
 

@@ -1,4 +1,4 @@
-"""``/docs``: Swagger UI over our own OpenAPI document. Its assets are served by us, its script is a file, not inline."""
+"""``/docs``: Swagger UI over our own OpenAPI document. We serve its assets; its script is a file, not inline."""
 
 from importlib import resources
 from pathlib import Path

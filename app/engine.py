@@ -20,7 +20,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class AttentionAsk:
-    """Which of the gates are wanted: of these blocks, this many of the strongest channels, these maps, effects or not."""
+    """Which gates are wanted: of these blocks, so many of the strongest channels, these maps, effects or not."""
 
     blocks: frozenset[str]
     top_channels: int = 8
@@ -91,7 +91,7 @@ class Block:
 @dataclass(frozen=True)
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
-    the largest batch that pays; ``facts``: the weights' own card and the engine's choices, plain JSON, for ``/model``."""
+    the largest batch that pays; ``facts``: the weights' own card and the engine's choices, JSON for ``/model``."""
 
     name: str
     labels: tuple[Label, ...]

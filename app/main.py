@@ -54,22 +54,19 @@ def create_app(settings: Settings, load_engine: LoadEngine, load: Load | None = 
     return app
 
 
-async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.ServiceError)
+async def _service_error(request: Request, error: errors.ServiceError) -> Response:
     count_refusal(request.scope, error)
     return problem_response(error, request.state.request_id)
 
 
-async def _bad_parameter(request: Request, error: Exception) -> Response:
+async def _bad_parameter(request: Request, error: RequestValidationError) -> Response:
     """The first parameter that FastAPI refused, in our words: its name and what it must be."""
-    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return await _service_error(request, errors.BadParameter(f"{first['loc'][-1]}: {first['msg']}."))
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     """What the router raises itself: no such path, no such method."""
-    assert isinstance(error, HTTPException)
     kinds = {404: errors.NotFound, 405: errors.MethodNotAllowed, 400: errors.BadRequest}
     kind = kinds.get(error.status_code, errors.InternalError)
     return await _service_error(request, kind(headers=error.headers or {}))

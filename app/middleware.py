@@ -47,7 +47,7 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
 
 
 class RequestContext:
-    """Gives each request an id (a good one of the caller's is kept), measures it, logs it, and answers for its errors."""
+    """Gives each request an id (a good one of the caller's is kept), measures and logs it, answers for its errors."""
 
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         self.app = app
@@ -55,8 +55,9 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        await _Exchange(self, scope, receive, send).run()
+            await self.app(scope, receive, send)
+        else:
+            await _Exchange(self, scope, receive, send).run()
 
 
 class _Exchange:
@@ -141,7 +142,11 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+        else:
+            await self._admit(scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = _services(scope)
         headers = Headers(scope=scope)
         _refuse_if_unfit(services)
@@ -209,7 +214,7 @@ def _timeout_s(headers: Headers, services: Services) -> float:
     longest = services.settings.timeout_ms
     if sent is None:
         return longest / 1000
-    if not (sent.isascii() and sent.isdigit() and 0 < int(sent[:18])):
+    if not (sent.isascii() and sent.isdigit() and int(sent[:18]) > 0):
         raise BadParameter("X-Timeout-Ms is a whole number of milliseconds, 1 at least.")
     return min(int(sent[:18]), longest) / 1000
 

@@ -11,45 +11,56 @@ MIB = 2**20
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NAM_", frozen=True, extra="forbid")
 
-    weights: str = Field("resnet18-nam-tiny-imagenet", description="A weights file, or the name of shipped weights.")
+    weights: str = Field(
+        default="resnet18-nam-tiny-imagenet", description="A weights file, or the name of shipped weights."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the network lives; auto takes CUDA where there is one."
+        default="auto", description="Where the network lives; auto takes CUDA where there is one."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="What the network computes in; gates are always float32."
+        default="float32", description="What the network computes in; gates are always float32."
     )
-    threads: int = Field(0, ge=0, description="CPU threads of one forward; 0 takes every core.")
-    lanes: int = Field(1, ge=1, le=16, description="Forwards in flight at a time, each in a thread of its own.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one forward; 0 takes every core.")
+    lanes: int = Field(default=1, ge=1, le=16, description="Forwards in flight at a time, each in a thread of its own.")
     max_batch: int = Field(
-        0, ge=0, le=1024, description="Images in one forward; 0 takes the engine's own: 8 on a CPU, 64 on CUDA."
+        default=0, ge=0, le=1024, description="Images in one forward; 0 takes the engine's own: 8 on a CPU, 64 on CUDA."
     )
-    max_queue: int = Field(256, ge=1, description="Images that may wait for a forward; more are refused with 503.")
+    max_queue: int = Field(
+        default=256, ge=1, description="Images that may wait for a forward; more are refused with 503."
+    )
     max_requests: int = Field(
-        256,
+        default=256,
         ge=1,
         description="Requests for answers under way at a time; more are refused with 503 before their body is read.",
     )
-    decode_threads: int = Field(0, ge=0, description="Threads that decode images; 0 takes one a core.")
-    max_body_bytes: int = Field(20 * MIB, ge=1, description="The largest body of a request.")
+    decode_threads: int = Field(default=0, ge=0, description="Threads that decode images; 0 takes one a core.")
+    max_body_bytes: int = Field(default=20 * MIB, ge=1, description="The largest body of a request.")
     max_inflight_bytes: int = Field(
-        256 * MIB, ge=1, description="The most bytes of bodies held at a time; more are refused with 503."
+        default=256 * MIB, ge=1, description="The most bytes of bodies held at a time; more are refused with 503."
     )
     max_pixels: int = Field(
-        64_000_000, ge=1, description="The most pixels of an image, read from its header before decoding."
+        default=64_000_000, ge=1, description="The most pixels of an image, read from its header before decoding."
     )
-    max_images: int = Field(32, ge=1, description="The most images in one request to /predict/batch.")
+    max_images: int = Field(default=32, ge=1, description="The most images in one request to /predict/batch.")
     timeout_ms: int = Field(
-        30_000, ge=1, description="The deadline of a request; a caller's X-Timeout-Ms may shorten it."
+        default=30_000, ge=1, description="The deadline of a request; a caller's X-Timeout-Ms may shorten it."
     )
-    body_idle_ms: int = Field(10_000, ge=1, description="The longest pause between two pieces of a body; then 408.")
-    drain_ms: int = Field(10_000, ge=0, description="After SIGTERM, how long accepted requests may take to finish.")
+    body_idle_ms: int = Field(
+        default=10_000, ge=1, description="The longest pause between two pieces of a body; then 408."
+    )
+    drain_ms: int = Field(
+        default=10_000, ge=0, description="After SIGTERM, how long accepted requests may take to finish."
+    )
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Keys, separated by commas, one of which callers must send; none: open to all."
+        default=SecretStr(""),
+        description="Keys, separated by commas, one of which callers must send; none: open to all.",
     )
-    host: str = Field("127.0.0.1", description="The address that nam serve listens on.")
-    port: int = Field(8000, ge=0, le=65535, description="The port that nam serve listens on; 0 takes a free one.")
+    host: str = Field(default="127.0.0.1", description="The address that nam serve listens on.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="The port that nam serve listens on; 0 takes a free one."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is logged."
+        default="info", description="The least level that is logged."
     )
 
     @property

@@ -37,7 +37,7 @@ class TorchEngine:
         except weights.WeightsError as error:
             raise EngineError(str(error)) from error
         channel_weights = maps.channel_weights(model)
-        self._model: Model = fold(model, getattr(torch, dtype)).to(self._device, memory_format=torch.channels_last)
+        self._model: Model = _on(self._device, fold(model, getattr(torch, dtype)))
         self._names = list(channel_weights)
         self._weights = [w.to(self._device) for w in channel_weights.values()]
         self._order = [maps.strongest(w) for w in channel_weights.values()]
@@ -105,10 +105,14 @@ class TorchEngine:
 
     def _block(self, j: int, ask: AttentionAsk, parts: list[Floats], effect: float | None) -> BlockAttention:
         spread, channel_mean, map_, top_maps, channel_maps = parts
+        minimum, maximum, mean, std = spread.tolist()
         top = self._order[j][: ask.top_channels].tolist()
         return BlockAttention(
             self._names[j],
-            *spread.tolist(),
+            minimum,
+            maximum,
+            mean,
+            std,
             channel_mean,
             top,
             map=None if ask.maps == "none" else map_,
@@ -123,7 +127,7 @@ class TorchEngine:
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self._device)
             gates = self._model.forward_with_gates(blank)[1] if channel_weights else []
         blocks = [
-            Block(name, *gate.shape[2:], weights=w.numpy())
+            Block(name, gate.shape[2], gate.shape[3], w.numpy())
             for (name, w), gate in zip(channel_weights.items(), gates, strict=True)
         ]
         return Card(
@@ -164,6 +168,10 @@ def _choose(asked: Device) -> tuple[torch.device, str]:
     if asked != "auto":
         return torch.device(asked), "asked for"
     return torch.device("cuda" if available else "cpu"), "CUDA found" if available else "no CUDA device found"
+
+
+def _on(device: torch.device, model: Model) -> Model:
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _most_maps(wanted: list[AttentionAsk]) -> int:

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2111.12419. Both gates multiply their input, element by el
 * :class:`NAM`: one of them, or the channel gate first and the spatial gate on its result.
 
 The paper writes ``gamma_i / sum gamma_j``; its released code takes absolute values, and so does this. That code also
-detaches the weights: gamma learns through BN alone. That is the default here; two options deviate from it, each by name.
+detaches the weights: gamma learns through BN alone. That is the default; two options deviate from it, each by name.
 """
 
 from typing import Literal, get_args
@@ -23,10 +23,21 @@ Kind = Literal["nam", "nam-spatial", "nam-both"]
 _TINY = 1e-12
 
 
-class _NormalizationGate(nn.Module):
+class Gate(nn.Module):
+    """Multiplies its input, element by element, by a gate that the input decides."""
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate of x (B, C, H, W): fp32, of x's shape, between 0 and 1."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x).to(x.dtype)
+
+
+class _NormalizationGate(Gate):
     """What both gates share: a batch norm whose scales say how much each channel (or pixel) weighs.
 
-    ``weighting="sum-one"`` is the paper's, ``w = |s| / sum |s|``. ``"unit-mean"`` is a deviation, ``w = n |s| / sum |s|``:
+    ``weighting="sum-one"`` is the paper's, ``w = |s| / sum |s|``. ``"unit-mean"`` deviates, ``w = n |s| / sum |s|``:
     as published each weight is about 1/n, so the gate stays within thousandths of one half and says nothing.
     ``live_gradient=True`` is a deviation too: the scales also learn through the weights.
     """
@@ -57,15 +68,12 @@ class ChannelNAM(_NormalizationGate):
         self.bn = nn.BatchNorm2d(channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        """M_c(x): fp32, of x's shape, in (0, 1). The argument and the sigmoid are fp32 whatever x is."""
+        """M_c(x). The argument and the sigmoid are fp32 whatever x is."""
         return torch.sigmoid(self.weights()[:, None, None] * self.bn(x).float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x).to(x.dtype)
 
 
 class SpatialNAM(_NormalizationGate):
-    """Spatial attention (eq. 3, "pixel normalization") for inputs of shape (B, C, ``height``, ``width``), any C.
+    """Spatial attention (eq. 3, "pixel normalization") for inputs of shape (B, C, ``height``, ``width``).
 
     One scale lambda a pixel: a batch norm over the H*W pixels of the (B, H*W, C) view. It ties the network to one size.
     """
@@ -78,21 +86,19 @@ class SpatialNAM(_NormalizationGate):
         self.bn = nn.BatchNorm1d(height * width)
 
     def gate(self, x: Tensor) -> Tensor:
-        """M_s(x): fp32, of x's shape, in (0, 1). Raises ValueError for another H or W than the module was built for."""
-        if x.shape[-2:] != self.size:
+        """M_s(x). Raises ValueError for another H or W than the module was built for."""
+        height, width = x.shape[-2:]
+        if (height, width) != self.size:
             raise ValueError(
-                f"spatial NAM was built for {self.size[0]}x{self.size[1]} features and got {x.shape[-2]}x{x.shape[-1]}: "
+                f"spatial NAM was built for {self.size[0]}x{self.size[1]} features and got {height}x{width}: "
                 "it has one scale a pixel, so the network takes one input size only"
             )
         pixels = x.flatten(2).transpose(1, 2)
         argument = self.weights()[:, None] * self.bn(pixels).float()
         return torch.sigmoid(argument).transpose(1, 2).reshape(x.shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x).to(x.dtype)
 
-
-class NAM(nn.Module):
+class NAM(Gate):
     """The module at the end of a block: channel attention, spatial attention, or the one and then the other."""
 
     def __init__(
@@ -108,21 +114,16 @@ class NAM(nn.Module):
         super().__init__()
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, not {kind!r}")
-        self.channel: ChannelNAM | None = None
-        self.spatial: SpatialNAM | None = None
+        self.channel: Gate | None = None
+        self.spatial: Gate | None = None
         if kind != "nam-spatial":
             self.channel = ChannelNAM(channels, weighting=weighting, live_gradient=live_gradient)
         if kind != "nam":
             self.spatial = SpatialNAM(height, width, weighting=weighting, live_gradient=live_gradient)
 
     def gate(self, x: Tensor) -> Tensor:
-        """What ``forward`` multiplies x by: M_c(x), M_s(x), or M_c(x) * M_s(x * M_c(x)); fp32, of x's shape, in (0, 1)."""
+        """What ``forward`` multiplies x by: M_c(x), M_s(x), or M_c(x) * M_s(x * M_c(x))."""
+        gate = torch.ones((), device=x.device) if self.channel is None else self.channel.gate(x)
         if self.spatial is None:
-            return self.channel.gate(x)
-        if self.channel is None:
-            return self.spatial.gate(x)
-        channel = self.channel.gate(x)
-        return channel * self.spatial.gate(x * channel.to(x.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x).to(x.dtype)
+            return gate
+        return gate * self.spatial.gate(x * gate.to(x.dtype))

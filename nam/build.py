@@ -1,9 +1,10 @@
-"""ModelConfig -> model. A config is plain data: it travels in a weights file's card and builds the same network again."""
+"""ModelConfig -> model. A config is plain data: it travels in a weights file's card and builds the same network."""
 
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Literal
 
-from nam.attention import NAM, Weighting
+from nam.attention import NAM, Kind, Weighting
 from nam.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet, Stem
 
 Arch = Literal["resnet18", "resnet20", "resnet34", "resnet50", "resnet101"]
@@ -51,7 +52,7 @@ def build(config: ModelConfig) -> Model:
     """The network with fresh weights, in eval mode."""
     model = _plain(config)
     if config.attention != "none":
-        _attach(model, config)
+        _attach(model, config, config.attention)
     return model.eval()
 
 
@@ -62,13 +63,14 @@ def _plain(config: ModelConfig) -> Model:
     return ResNet(block, layers, classes=config.classes, stem=config.stem, mean=config.mean, std=config.std)
 
 
-def _attach(model: Model, config: ModelConfig) -> None:
+def _attach(model: Model, config: ModelConfig, kind: Kind) -> None:
     side = config.size if config.stem == "cifar" or config.arch == "resnet20" else _half(_half(config.size))
-    for i, (_, stage) in enumerate(model.stages()):
+    stages = groupby(model.blocks(), key=lambda named: named[0].partition(".")[0])
+    for i, (_, blocks) in enumerate(stages):
         side = _half(side) if i else side
-        for block in stage:
+        for _, block in blocks:
             block.attention = NAM(
-                config.attention,
+                kind,
                 block.channels,
                 side,
                 side,

@@ -1,8 +1,8 @@
 """Datasets as one uint8 array a split, decoded once.
 
-Any ImageFolder (``FOLDER/<split>/<class>/<image>``, the splits ``train`` and ``val`` or ``test``) or any torchvision dataset with a ``train`` argument (``CIFAR100``).
-Each image becomes its centred square at one size; the array is kept in a cache file and read by memory map, so a second
-run starts at once and a set larger than the memory still trains.
+Any ImageFolder (``FOLDER/<split>/<class>/<image>``, the splits ``train`` and ``val`` or ``test``) or any torchvision
+dataset with a ``train`` argument (``CIFAR100``). Each image becomes its centred square at one size; the array is kept
+in a cache file and read by memory map, so a second run starts at once and a set larger than the memory still trains.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def load_split(
 ) -> Split:
     """Decode ``source``'s ``split`` at ``size``, or read it from the cache; ``only`` some images, by index, in order.
 
-    ``source``: a folder, or the name of a torchvision dataset, downloaded beside the cache. FileNotFoundError when there
-    is no such folder and no such dataset.
+    ``source``: a folder, or the name of a torchvision dataset, downloaded beside the cache. Raises FileNotFoundError
+    where there is no such folder and no such dataset.
     """
     read, labels, classes, identity = _open(source, split, cache)
     chosen = range(len(labels)) if only is None else only

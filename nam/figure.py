@@ -36,7 +36,7 @@ def draw(photo: Pixels, answer: dict[str, Any]) -> bytes:
 
 
 def colours(values: NDArray[np.float32], low: float, high: float) -> Pixels:
-    """Values (H, W) -> RGB (H, W, 3) along the ramp, ``low`` darkest, ``high`` lightest; all dark where they are equal."""
+    """Values (H, W) -> RGB (H, W, 3) along the ramp, ``low`` darkest, ``high`` lightest; all dark where equal."""
     place = (np.asarray(values, float) - low) / (high - low if high > low else 1.0) * (len(_RAMP) - 1)
     return np.stack([np.interp(place, range(len(_RAMP)), channel) for channel in _RAMP.T], -1).round().astype(np.uint8)
 

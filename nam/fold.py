@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nam.attention import NAM, ChannelNAM, SpatialNAM
+from nam.attention import NAM, ChannelNAM, Gate, SpatialNAM
 from nam.build import Model
 
 
-class FoldedGate(nn.Module):
+class FoldedGate(Gate):
     """``sigmoid(a x + b)`` in fp32 whatever x is; ``a`` and ``b``: fp32 (C, 1, 1) or (1, H, W)."""
 
     a: Tensor
@@ -27,9 +27,6 @@ class FoldedGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         return torch.sigmoid(torch.addcmul(self.b, x.float(), self.a))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x).to(x.dtype)
 
 
 def fold(model: Model, dtype: torch.dtype = torch.float32) -> Model:
@@ -61,16 +58,19 @@ def _fuse(owner: nn.Module, convolution: str, norm: str) -> None:
 
 
 def _fold_gates(attention: NAM) -> None:
-    if attention.channel is not None:
+    if isinstance(attention.channel, ChannelNAM):
         a, b = _affine(attention.channel)
         attention.channel = FoldedGate(a[:, None, None], b[:, None, None])
-    if attention.spatial is not None:
-        a, b = _affine(attention.spatial)
-        attention.spatial = FoldedGate(a.view(1, *attention.spatial.size), b.view(1, *attention.spatial.size))
+    if isinstance(attention.spatial, SpatialNAM):
+        shape, (a, b) = (1, *attention.spatial.size), _affine(attention.spatial)
+        attention.spatial = FoldedGate(a.view(shape), b.view(shape))
 
 
 @torch.no_grad()
 def _affine(gate: ChannelNAM | SpatialNAM) -> tuple[Tensor, Tensor]:
     bn, w = gate.bn, gate.weights()
-    slope = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
-    return w * slope, w * (bn.bias - slope * bn.running_mean)
+    mean, variance = bn.running_mean, bn.running_var
+    if mean is None or variance is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    slope = bn.weight * torch.rsqrt(variance + bn.eps)
+    return w * slope, w * (bn.bias - slope * mean)

@@ -1,10 +1,11 @@
-"""Gates -> what can be said of them: channel weights, statistics, maps, effects. Numbers only; nothing is drawn here."""
+"""Gates -> what can be said of them: channel weights, statistics, maps, effects. Numbers only; nothing is drawn."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nam.attention import NAM, ChannelNAM
 from nam.build import Model
 
 # Below this, max(w) * C says that every channel weighs the same: the weights carry no information.
@@ -13,8 +14,8 @@ UNIFORM = 1.01
 
 @dataclass(frozen=True)
 class GateSummary:
-    """A block's gates, image by image. ``spread``: (B, 4) fp32, the minimum, maximum, mean and standard deviation
-    (of the whole population) over channels and pixels; ``channel_mean``: (B, C); ``map``: (B, H, W), the weighted sum."""
+    """A block's gates, image by image, fp32. ``spread``: (B, 4), the minimum, maximum, mean and standard deviation (of
+    the whole population) over channels and pixels; ``channel_mean``: (B, C); ``map``: (B, H, W), the weighted sum."""
 
     spread: Tensor
     channel_mean: Tensor
@@ -23,12 +24,12 @@ class GateSummary:
 
 def channel_weights(model: Model) -> dict[str, Tensor]:
     """``w_c = |gamma_c| / sum |gamma|`` of every block with NAM: fp32 (C,), sum 1 whatever the weighting it was trained
-    with (eq. 2). A block whose gate is spatial alone weighs every channel the same; a plain block has no entry."""
-    return {name: _weights(block) for name, block in model.blocks() if block.attention is not None}
+    with (eq. 2). A block whose gate is spatial alone weighs all channels alike; a plain block has no entry."""
+    return {name: _weights(block.attention, block.channels) for name, block in model.blocks() if block.attention}
 
 
 def summarize(gate: Tensor, weights: Tensor) -> GateSummary:
-    """gate: fp32 (B, C, H, W); weights: fp32 (C,), sum 1. The map is ``sum_c w_c * gate_c``: in (0, 1) like the gates."""
+    """gate: fp32 (B, C, H, W); weights: fp32 (C,), sum 1. The map: ``sum_c w_c * gate_c``, within the gates' range."""
     std, mean = torch.std_mean(gate, (1, 2, 3), correction=0)
     spread = torch.stack([gate.amin((1, 2, 3)), gate.amax((1, 2, 3)), mean, std], 1)
     return GateSummary(spread, gate.mean((2, 3)), torch.einsum("bchw,c->bhw", gate, weights))
@@ -43,7 +44,7 @@ def effects(model: Model, pixels: Tensor, logits: Tensor) -> Tensor:
     """What each block's gate does for one image's answer: fp32 (blocks,).
 
     The logit of the top class, minus the same with that block's gate replaced, channel by channel, by its mean over the
-    image's H x W. pixels: (3, S, S); logits: (classes,), the image's own. One forward, of a batch as large as the blocks.
+    image's H x W. pixels: (3, S, S); logits: (classes,), the image's own. One forward of a batch of as many as blocks.
     """
     count = sum(1 for _ in model.blocks())
     held, _ = model.forward_with_gates(pixels.expand(count, -1, -1, -1), torch.arange(count, device=pixels.device))
@@ -60,8 +61,8 @@ def notes(weights: dict[str, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def _weights(block: torch.nn.Module) -> Tensor:
-    if block.attention.channel is None:
-        return torch.full((block.channels,), 1 / block.channels)
-    shares = block.attention.channel.weights().cpu()
+def _weights(attention: NAM, channels: int) -> Tensor:
+    if not isinstance(attention.channel, ChannelNAM):
+        return torch.full((channels,), 1 / channels)
+    shares = attention.channel.weights().cpu()
     return shares / shares.sum().clamp_min(1e-12)

@@ -4,7 +4,7 @@ The module sits after a block's last batch norm, before ``+ identity`` and the l
 (the paper's section 3). Gates are returned as values; there are no hooks. Pixels go in raw, 0 to 255: mean and std are
 part of the model.
 
-* ``ResNet``: 18, 34, 50, 101 with the ``imagenet`` stem (7x7 stride 2 and a max pool) or the ``cifar`` stem (3x3, no pool).
+* ``ResNet``: 18, 34, 50, 101 with the ``imagenet`` stem (7x7 stride 2, max pool) or the ``cifar`` stem (3x3, no pool).
 * ``CifarResNet``: the three-stage ResNet-20 of He et al. 2015, section 4.2, for 32 px.
 """
 
@@ -15,13 +15,21 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
+from nam.attention import NAM
+
 Stem = Literal["imagenet", "cifar"]
 
 
 class _Gated(nn.Module):
     """A residual block with an ``attention`` module (or none) on its branch."""
 
-    attention: nn.Module | None
+    attention: NAM | None
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    bn1: nn.Module
+    bn2: nn.Module
+    relu: nn.Module
+    downsample: nn.Sequential | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,6 +54,8 @@ class _Gated(nn.Module):
         ``hold``: bool (B,); where true the gate is replaced, channel by channel, by its mean over that image's H x W.
         """
         branch = self.branch(x)
+        if self.attention is None:
+            raise ValueError("a block without attention has no gate")
         gate = self.attention.gate(branch)
         if hold is not None:
             gate = torch.where(hold[:, None, None, None], gate.mean((2, 3), keepdim=True), gate)
@@ -53,28 +63,34 @@ class _Gated(nn.Module):
 
     def _join(self, x: Tensor, branch: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        return self.relu(branch + identity)
+        joined: Tensor = self.relu(branch + identity)
+        return joined
 
 
 class BasicBlock(_Gated, tv.BasicBlock):
     @property
     def channels(self) -> int:
-        return self.bn2.num_features
+        return self.conv2.out_channels
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))
+        branch: Tensor = self.bn2(self.conv2(x))
+        return branch
 
 
 class Bottleneck(_Gated, tv.Bottleneck):
+    conv3: nn.Conv2d
+    bn3: nn.Module
+
     @property
     def channels(self) -> int:
-        return self.bn3.num_features
+        return self.conv3.out_channels
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        branch: Tensor = self.bn3(self.conv3(x))
+        return branch
 
 
 class _GatedNetwork(nn.Module):
@@ -82,6 +98,11 @@ class _GatedNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.Module
+    avgpool: nn.Module
+    fc: nn.Linear
 
     def _keep_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         # Not persistent: the card carries them, a state dict of torchvision does not.
@@ -93,18 +114,24 @@ class _GatedNetwork(nn.Module):
 
     def stages(self) -> Iterator[tuple[str, nn.Sequential]]:
         """The stages by name, first to last."""
-        return ((name, stage) for name, stage in self.named_children() if name.startswith("layer"))
+        for name, stage in self.named_children():
+            if isinstance(stage, nn.Sequential):
+                yield name, stage
 
     def blocks(self) -> Iterator[tuple[str, _Gated]]:
         """The residual blocks by name (``layer1.0`` …), first to last."""
-        return ((f"{name}.{i}", block) for name, stage in self.stages() for i, block in enumerate(stage))
+        for name, stage in self.stages():
+            for i, block in enumerate(stage):
+                if isinstance(block, _Gated):
+                    yield f"{name}.{i}", block
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) of 0 to 255, uint8 or floating, -> the same shape in the weights' dtype, mean 0 and std 1."""
         return ((pixels - self.mean) / self.std).to(self.conv1.weight.dtype)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), RGB, 0 to 255 -> logits (B, classes)."""
@@ -146,7 +173,8 @@ class ResNet(_GatedNetwork, tv.ResNet):
         self._keep_normalization(mean, std)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return x
 
 
 class CifarResNet(_GatedNetwork):
@@ -168,7 +196,8 @@ class CifarResNet(_GatedNetwork):
         self._keep_normalization(mean, std)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(x)))
+        return x
 
 
 def _stage(width_in: int, width: int, stride: int, depth: int) -> nn.Sequential:

@@ -5,7 +5,7 @@
 Images stay uint8 until a batch is cropped on the device. SGD with Nesterov momentum under one cosine with a linear
 warm-up; no decay on biases and batch-norm scales; an exponential moving average of the weights is what is evaluated and
 exported. Every epoch ends with a checkpoint in ``out``; the same command goes on from it, with the same random numbers.
-What comes out: ``out/model.safetensors`` with its card, ``out/log.jsonl`` with a line an epoch, one JSON line at the end.
+What comes out: ``out/model.safetensors`` with its card, ``out/log.jsonl`` with a line an epoch, one JSON line last.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from nam.build import ModelConfig, build
+from nam.build import Model, ModelConfig, build
 from nam.data import Split, load_split
 from nam.evaluate import evaluate
 from nam.transforms import cutmix, mixup, random_resized_crop
@@ -88,7 +88,7 @@ class _Run:
         self.device = torch.device(_device(config.device))
         self.train_split, self.held_out = _load(config)
         torch.manual_seed(config.seed)
-        self.model = build(config.model).to(self.device, memory_format=torch.channels_last)
+        self.model = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = torch.optim.SGD(_groups(self.model, config), config.lr, momentum=0.9, nesterov=True)
         # On the CPU compilation made the same steps slower.
@@ -103,7 +103,7 @@ class _Run:
         self.model.train()
         losses = [self._step(images, labels, generator) for images, labels, generator in self._batches(epoch)]
         self.seconds += time.monotonic() - started
-        line = {
+        line: dict[str, Any] = {
             "epoch": epoch + 1,
             "side": self.config.side(epoch),
             "loss": round(float(torch.stack(losses).mean()), 4),
@@ -117,7 +117,7 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the average on the whole validation split and write the weights with their card."""
-        model = self.average.module.eval()
+        model = cast(Model, self.average.module.eval())
         accuracy = evaluate(model, load_split(self.config.data, "val", self.config.model.size))
         card = _card(self.config, self.train_split, accuracy, self.seconds, self.device)
         path = self.config.out / "model.safetensors"

@@ -44,7 +44,7 @@ def config(folder: Path, **changes: object) -> TrainConfig:
 def test_a_run_learns_and_writes_its_card(folder: Path) -> None:
     result = training.train(config(folder, holdout=8, cutmix=0.0, mixup=0.2))
     assert result["top1"] == 100.0
-    model, card = weights.load(result["weights"])
+    _, card = weights.load(result["weights"])
     assert [label.id for label in card.labels] == ["blue", "red"]
     assert card.metrics["val"] == {"top1": 100.0, "top5": 100.0, "images": 16}
     assert card.recipe["epochs"] == 3

@@ -90,7 +90,7 @@ def damaged(file: Path, how: str) -> None:
 )
 def test_what_is_not_ours_is_refused(file: Path, how: str) -> None:
     damaged(file, how)
-    with pytest.raises(weights.WeightsError, match="tiny.safetensors"):
+    with pytest.raises(weights.WeightsError, match=r"tiny\.safetensors"):
         weights.load(file)
 
 
