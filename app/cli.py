@@ -14,7 +14,7 @@ from app.engine import Ask, AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.images import decode
 from app.schemas import attention_answer, predict_answer
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
     from nam.train import TrainConfig
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code. What is the caller's fault ends in one line on stderr and code 2."""
     arguments = _parser().parse_args(argv)
+    for name in unknown_variables():
+        print(f"nam: {name} is not a setting; nam settings lists them", file=sys.stderr)
     try:
         code: int = arguments.run(arguments)
         return code
@@ -44,7 +46,6 @@ def serve(arguments: argparse.Namespace) -> int:
     from app.server import serve
 
     logs.configure(settings.log_level)
-    print(f"NAM Serve on http://{settings.host}:{settings.port} once ready; /docs describes it", file=sys.stderr)
     return 0 if serve(settings, load_engine) else 1
 
 

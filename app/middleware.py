@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import orjson
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +38,8 @@ from app.services import Services
 
 logger = logging.getLogger("nam.access")
 
+# nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
+_CLIENT_GONE = 499
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -74,6 +77,8 @@ class _Exchange:
         started = time.monotonic()
         try:
             await self.owner.app(self.scope, self.receive, self._send)
+        except ClientDisconnect:
+            self.status = _CLIENT_GONE
         except Exception as error:
             await self._answer(error)
         finally:
@@ -170,6 +175,7 @@ class _Body:
     deadline: float
     held: int = 0
     seen: int = 0
+    complete: bool = False
 
     def reserve(self, total: int) -> None:
         """Hold ``total`` bytes in all. Raises BodyTooLarge or Overloaded."""
@@ -188,12 +194,15 @@ class _Body:
 
     async def receive(self) -> Message:
         """The next piece of the body. Raises RequestTimeout where it does not come in time."""
+        if self.complete:  # what comes now is the end of the connection, whenever that is
+            return await self.source()
         idle_until = time.monotonic() + self.services.settings.body_idle_ms / 1000
         try:
             async with asyncio.timeout_at(min(idle_until, self.deadline)):
                 message = await self.source()
         except TimeoutError:
             raise RequestTimeout from None
+        self.complete = not message.get("more_body", False)
         self.seen += len(message.get("body", b""))
         self.reserve(self.seen)
         return message

@@ -1,5 +1,6 @@
 """Every knob of the service: a unit in each name, one sentence each. The only reader of the environment (``NAM_*``)."""
 
+import os
 from typing import Literal
 
 from pydantic import Field, SecretStr
@@ -66,3 +67,9 @@ class Settings(BaseSettings):
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())
+
+
+def unknown_variables() -> list[str]:
+    """Variables that begin like a setting and are none: most likely a slip of the pen."""
+    known = {f"NAM_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("NAM_") and name not in known)

@@ -40,29 +40,33 @@ class TorchEngine:
         self._model: Model = _on(self._device, fold(model, getattr(torch, dtype)))
         self._names = list(channel_weights)
         self._weights = [w.to(self._device) for w in channel_weights.values()]
-        self._order = [maps.strongest(w) for w in channel_weights.values()]
+        self._order = [maps.strongest(w) for w in self._weights]
+        self._top = [order.tolist() for order in self._order]
         self.card = self._describe(card, channel_weights, dtype, reason)
         self._warm_up()
 
     @torch.inference_mode()
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
+        # Those who want the gates come first: their rows are then a slice, where an index would be a copy of its own.
+        places = sorted(range(len(asks)), key=lambda i: asks[i].attention is None)
+        answers = self._answer([asks[i] for i in places])
+        back = sorted(range(len(asks)), key=places.__getitem__)
+        return [answers[i] for i in back]
+
+    def _answer(self, asks: list[Ask]) -> list[Answer]:
+        wanted = [ask.attention for ask in asks if ask.attention is not None]
         pixels = self._to_device([ask.pixels for ask in asks])
-        rows = [i for i, ask in enumerate(asks) if ask.attention is not None]
-        if rows and self._names:
+        if wanted and self._names:
             logits, gates = self._model.forward_with_gates(pixels)
         else:
             logits, gates = self._model(pixels), []
         top = logits.float().softmax(1).topk(min(max(ask.top_k for ask in asks), logits.shape[1]))
-        wanted = [ask.attention for ask in asks if ask.attention is not None]
-        device_results = [top.values, top.indices, *self._attention(gates, wanted, rows, pixels, logits)]
-        probabilities, indices, *attention = _to_host(device_results)
-        blocks = iter(self._split(wanted, iter(attention)))
+        probabilities, indices, *rest = _to_host(
+            [top.values, top.indices, *self._attention(gates, wanted, pixels, logits)]
+        )
+        blocks = self._split(wanted, iter(rest)) + [()] * (len(asks) - len(wanted))
         return [
-            Answer(
-                indices[i, : ask.top_k].astype(np.int64),
-                probabilities[i, : ask.top_k],
-                () if ask.attention is None else next(blocks),
-            )
+            Answer(indices[i, : ask.top_k].astype(np.int64), probabilities[i, : ask.top_k], blocks[i])
             for i, ask in enumerate(asks)
         ]
 
@@ -73,18 +77,20 @@ class TorchEngine:
         return batch.contiguous(memory_format=torch.channels_last)
 
     def _attention(
-        self, gates: list[Tensor], wanted: list[AttentionAsk], rows: list[int], pixels: Tensor, logits: Tensor
+        self, gates: list[Tensor], wanted: list[AttentionAsk], pixels: Tensor, logits: Tensor
     ) -> Iterator[Tensor]:
         """What `_split` reads back, in its order: per block five tensors, then each image's effects."""
+        most = max((ask.top_channels for ask in wanted if ask.maps != "none"), default=0)
+        every = any(ask.maps == "all" for ask in wanted)
         for gate, w, order in zip(gates, self._weights, self._order, strict=bool(gates)):
-            chosen = gate[rows]
-            summary = maps.summarize(chosen, w)
+            seen = gate[: len(wanted)]
+            summary = maps.summarize(seen, w)
             yield from (summary.spread, summary.channel_mean, summary.map)
-            yield chosen[:, order[: _most_maps(wanted)].to(self._device)]
-            yield chosen if any(ask.maps == "all" for ask in wanted) else chosen[:, :0]
-        for ask, row in zip(wanted, rows, strict=True):
+            yield seen[:, order[:most]]
+            yield seen if every else seen[:, :0]
+        for i, ask in enumerate(wanted):
             if ask.effects and gates:
-                yield maps.effects(self._model, pixels[row], logits[row])
+                yield maps.effects(self._model, pixels[i], logits[i])
 
     def _split(self, wanted: list[AttentionAsk], arrays: Iterator[Floats]) -> list[tuple[BlockAttention, ...]]:
         """The host's arrays, image by image: the inverse of `_attention`."""
@@ -106,7 +112,7 @@ class TorchEngine:
     def _block(self, j: int, ask: AttentionAsk, parts: list[Floats], effect: float | None) -> BlockAttention:
         spread, channel_mean, map_, top_maps, channel_maps = parts
         minimum, maximum, mean, std = spread.tolist()
-        top = self._order[j][: ask.top_channels].tolist()
+        top = self._top[j][: ask.top_channels]
         return BlockAttention(
             self._names[j],
             minimum,
@@ -155,7 +161,7 @@ class TorchEngine:
         blank = np.zeros((3, self.card.size, self.card.size), np.uint8)
         look = AttentionAsk(frozenset(self._names), effects=True)
         for batch in (1, self.card.max_batch):
-            answers = self([Ask(blank, attention=look)] * batch)
+            answers = self([Ask(blank, attention=look)] + [Ask(blank)] * (batch - 1))
             if not all(np.isfinite(answer.probabilities).all() for answer in answers):
                 raise EngineError("the warm-up gave probabilities that are not finite")
 
@@ -172,10 +178,6 @@ def _choose(asked: Device) -> tuple[torch.device, str]:
 
 def _on(device: torch.device, model: Model) -> Model:
     return model.to(device).to(memory_format=torch.channels_last)
-
-
-def _most_maps(wanted: list[AttentionAsk]) -> int:
-    return max((ask.top_channels for ask in wanted if ask.maps != "none"), default=0)
 
 
 def _to_host(tensors: list[Tensor]) -> list[Floats]:

@@ -48,8 +48,8 @@ def effects(model: Model, pixels: Tensor, logits: Tensor) -> Tensor:
     """
     count = sum(1 for _ in model.blocks())
     held, _ = model.forward_with_gates(pixels.expand(count, -1, -1, -1), torch.arange(count, device=pixels.device))
-    top = logits.argmax()
-    return logits[top].float() - held[:, top].float()
+    top = logits.argmax().expand(count, 1)
+    return logits.max().float() - held.gather(1, top)[:, 0].float()
 
 
 def notes(weights: dict[str, Tensor]) -> list[str]:

@@ -263,6 +263,26 @@ def test_a_body_that_stops_arriving_ends_in_408() -> None:
         assert serving.load == Load()
 
 
+def test_a_caller_that_leaves_while_sending_costs_nothing() -> None:
+    with service() as serving:
+
+        async def request() -> None:
+            pieces = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+
+            async def receive() -> dict:
+                return next(pieces)
+
+            async def send(message: dict) -> None:
+                raise AssertionError("nobody is there to answer")
+
+            await serving.client.app(_scope(serving), receive, send)
+
+        serving.client.portal.call(request)
+        assert serving.load == Load()
+        assert serving.engine.batches == []
+        assert serving.metric("nam_requests_total", route="/predict", status="499") == 1
+
+
 def _scope(serving: Service) -> dict:
     return {
         "type": "http",

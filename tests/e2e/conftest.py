@@ -1,0 +1,67 @@
+"""One real process with the shipped weights, and two photos of classes that they know."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+from skimage import data
+
+NAM = Path(sys.executable).parent / "nam"
+
+
+@dataclass
+class Process:
+    """A serving process: its address and the process itself."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def start(folder: Path, **settings: str) -> Process:
+    """``nam serve`` on a free port, ready to answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"serve-{port}.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NAM_")} | settings
+    with log.open("wb") as out:
+        process = subprocess.Popen([NAM, "serve", "--port", str(port)], stdout=out, stderr=out, env=environment)
+    serving = Process(f"http://127.0.0.1:{port}", process, log)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx2.get(serving.url + "/readyz").status_code == 200:
+                return serving
+        except httpx2.TransportError:
+            time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"the service did not start: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    running = start(tmp_path_factory.mktemp("serve"))
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A cat and a cup of espresso, full size, as JPEG. scikit-image's wheel carries both, CC0 by their photographers:
+    ``chelsea`` by Stefan van der Walt, ``coffee`` by Rachel Michetti."""
+    folder = tmp_path_factory.mktemp("photos")
+    found = {"cat": data.chelsea(), "espresso": data.coffee()}
+    for name, pixels in found.items():
+        Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=92)
+    return {name: folder / f"{name}.jpg" for name in found}

@@ -1,0 +1,97 @@
+"""The product from end to end: a real process, the shipped weights, full-size photos of known classes."""
+
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import NAM, Process, start
+
+CATS = {"n02123045", "n02123394", "n02124075"}  # tabby, Persian cat, Egyptian cat
+ESPRESSO = "n07920052"
+JPEG = {"content-type": "image/jpeg"}
+
+
+def ask(serving: Process, path: str, photo: Path, **options) -> httpx2.Response:
+    return httpx2.post(serving.url + path, content=photo.read_bytes(), headers=JPEG, timeout=60, **options)
+
+
+def test_a_cat_is_a_cat_and_an_espresso_an_espresso(serving: Process, photos: dict[str, Path]) -> None:
+    cat, espresso = (ask(serving, "/predict", photos[name]).json() for name in ("cat", "espresso"))
+    assert cat["predictions"][0]["class_id"] in CATS
+    assert cat["image"] == {"format": "JPEG", "width": 451, "height": 300}
+    assert espresso["predictions"][0]["class_id"] == ESPRESSO
+    assert espresso["image"] == {"format": "JPEG", "width": 600, "height": 400}
+
+
+def test_the_attention_is_alive_and_adds_up(serving: Process, photos: dict[str, Path]) -> None:
+    answer = ask(serving, "/attention?maps=all&effects=true", photos["cat"]).json()
+    assert answer["predictions"][0]["class_id"] in CATS
+    assert [block["name"] for block in answer["blocks"]] == [f"layer{s}.{b}" for s in (1, 2, 3, 4) for b in (0, 1)]
+    for block in answer["blocks"]:
+        maps = np.array(block["channel_maps"])
+        assert sum(block["weights"]) == pytest.approx(1, abs=1e-4)
+        assert np.allclose(np.tensordot(block["weights"], maps, 1), block["map"], atol=1e-4)
+        assert maps.std() == pytest.approx(block["gates"]["std"], abs=1e-4)
+        assert block["gates"]["std"] > 0.02  # the faithful module's stay below 0.004
+        assert isinstance(block["effect"], float)
+    assert max(abs(block["effect"]) for block in answer["blocks"]) > 0.05
+
+
+def test_concurrent_callers_get_their_own_answers_and_share_batches(serving: Process, photos: dict[str, Path]) -> None:
+    names = ["cat", "espresso"] * 24
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda name: ask(serving, "/predict", photos[name]), names))
+    assert max(int(answer.headers["x-batch-size"]) for answer in answers) > 1
+    for name, answer in zip(names, answers, strict=True):
+        best = answer.json()["predictions"][0]["class_id"]
+        assert best in CATS if name == "cat" else best == ESPRESSO
+
+
+def test_the_metrics_show_batches(serving: Process) -> None:
+    lines = httpx2.get(serving.url + "/metrics").text.splitlines()
+    figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(figures["nam_batch_size_sum"]) > float(figures["nam_batch_size_count"]) > 0
+    assert float(figures["nam_requests_in_flight"]) == 0
+
+
+def test_the_card_tells_accuracy_and_hash(serving: Process) -> None:
+    card = httpx2.get(serving.url + "/model").json()
+    assert card["name"] == "resnet18-nam-tiny-imagenet"
+    assert card["config"]["weighting"] == "unit-mean"
+    assert card["metrics"]["val"]["top1"] >= 40
+    assert card["metrics"]["val"]["images"] == 10_000
+    assert len(card["sha256"]) == 64
+
+
+def test_sigterm_answers_what_was_accepted_and_exits_0(tmp_path: Path, photos: dict[str, Path]) -> None:
+    running = start(tmp_path)
+
+    def call(i: int) -> int:
+        if i == 30:
+            running.process.send_signal(signal.SIGTERM)
+        try:
+            return ask(running, "/predict", photos["cat"]).status_code
+        except httpx2.ConnectError:
+            return 0  # the port is closed: nothing was accepted
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(call, range(60)))
+    assert running.process.wait(20) == 0, running.log.read_text()
+    assert statuses[:20] == [200] * 20
+    assert set(statuses) <= {200, 503, 0}
+
+
+def test_a_start_without_weights_fails_in_words(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [NAM, "serve", "--port", "0", "--weights", str(tmp_path / "nowhere")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "neither a weights file nor the name of shipped weights" in done.stderr
