@@ -2,9 +2,8 @@
 ``submit``; what fails in it is ours."""
 
 import asyncio
-import functools
+import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,8 @@ from app.engine import Answer, Ask, AttentionAsk, Card
 from app.images import Picture, decode
 from app.services import Alive, Services
 from app.uploads import read_image, read_images
+
+logger = logging.getLogger("nam.api")
 
 router = APIRouter()
 
@@ -157,9 +158,7 @@ async def _serve(
 ) -> Done:
     """One image through the decode pool and the batcher, until the request's deadline."""
     deadline = request.state.deadline
-    started = time.monotonic()
-    picture = await _decode(services, image, deadline)
-    decode_s = time.monotonic() - started
+    picture, decode_s = await _decode(services, image, deadline)
     services.metrics.decode.observe(decode_s)
     try:
         served = await services.batcher.submit(Ask(picture.pixels, top_k, ask), deadline)
@@ -172,9 +171,15 @@ async def _serve(
     return Done(picture, served, decode_s)
 
 
-async def _decode(services: Services, image: bytes, deadline: float) -> Picture:
-    card, settings = services.engine.card, services.settings
-    work = functools.partial(decode, image, size=card.size, crop=card.crop, max_pixels=settings.max_pixels)
+async def _decode(services: Services, image: bytes, deadline: float) -> tuple[Picture, float]:
+    """The decoded image, and the seconds that its decoding took in its thread of the pool."""
+    card = services.engine.card
+
+    def work() -> tuple[Picture, float]:
+        started = time.monotonic()
+        picture = decode(image, size=card.size, crop=card.crop, max_pixels=services.settings.max_pixels)
+        return picture, time.monotonic() - started
+
     try:
         async with asyncio.timeout_at(deadline):
             return await asyncio.get_running_loop().run_in_executor(services.decoders, work)
@@ -191,6 +196,9 @@ async def _serve_or_error(
         return await _serve(request, services, image, top_k)
     except errors.ServiceError as error:
         return error
+    except Exception:
+        logger.exception("request %s: an image failed", request.state.request_id)
+        return errors.InternalError()
 
 
 def _result(
@@ -236,35 +244,30 @@ def _blocks(card: Card, asked: list[str] | None) -> frozenset[str]:
 
 
 def _negotiate(request: Request, asked: str | None) -> None:
-    """Raises NotAcceptable where the answer may not be JSON."""
-    accepted = request.headers.get("accept", "*/*")
-    if asked is not None:
-        acceptable = asked == "json"
-    else:
-        acceptable = any(_range(part) in ("*/*", "application/*", "application/json") for part in accepted.split(","))
-    if not acceptable:
+    """Raises NotAcceptable where the answer may not be JSON; the most specific range of Accept decides."""
+    ranges = dict(_weighted(request, "accept")) or {"*/*": 1.0}
+    quality = next((ranges[name] for name in ("application/json", "application/*", "*/*") if name in ranges), 0.0)
+    if asked != "json" and (asked is not None or quality <= 0):
         raise errors.NotAcceptable("The attention is answered as application/json.")
-
-
-def _range(part: str) -> str:
-    """A media range of an Accept header, or nothing where its quality is 0."""
-    name, _, parameters = part.partition(";")
-    return "" if parameters.replace(" ", "").rstrip("0").rstrip(".") == "q=" else name.strip().lower()
 
 
 def _language(request: Request, asked: schemas.Language | None) -> schemas.Language:
     """The query's language, else the best of Accept-Language that there is, else English."""
     if asked is not None:
         return asked
-    ranges: Iterable[tuple[float, int, str]] = (
-        (-_quality(part), i, part.strip()[:2].lower())
-        for i, part in enumerate(request.headers.get("accept-language", "").split(","))
-    )
-    return next(("zh" if tag == "zh" else "en" for _, _, tag in sorted(ranges) if tag in ("en", "zh")), "en")
+    tags = [(quality, tag[:2]) for tag, quality in _weighted(request, "accept-language") if quality > 0]
+    known = [(quality, tag) for quality, tag in tags if tag in ("en", "zh")]
+    return "zh" if known and max(known, key=lambda pair: pair[0])[1] == "zh" else "en"
+
+
+def _weighted(request: Request, header: str) -> list[tuple[str, float]]:
+    """The members of a header such as Accept with their qualities, 1 unless said (RFC 9110, section 12.4.2)."""
+    members = [part for line in request.headers.getlist(header) for part in line.lower().split(",") if part.strip()]
+    return [(part.partition(";")[0].strip(), _quality(part)) for part in members]
 
 
 def _quality(part: str) -> float:
-    _, _, value = part.partition("q=")
+    _, _, value = part.replace(" ", "").partition(";q=")
     try:
         return float(value) if value else 1.0
     except ValueError:

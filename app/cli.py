@@ -13,7 +13,7 @@ from app import logs
 from app.engine import Ask, AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.images import decode
-from app.schemas import attention_answer, predict_answer
+from app.schemas import Language, attention_answer, predict_answer
 from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ def load_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for. Raises EngineError."""
     from app.torch_engine import TorchEngine
 
-    return TorchEngine(settings.weights, device=settings.device, dtype=settings.dtype, threads=settings.threads)
+    return TorchEngine(
+        settings.weights,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        max_batch=settings.max_batch,
+    )
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -46,7 +52,22 @@ def serve(arguments: argparse.Namespace) -> int:
     from app.server import serve
 
     logs.configure(settings.log_level)
-    return 0 if serve(settings, load_engine) else 1
+    refusals: list[EngineError] = []
+
+    def load(settings: Settings) -> Engine:
+        try:
+            return load_engine(settings)
+        except EngineError as error:
+            refusals.append(error)
+            raise
+
+    try:
+        serve(settings, load)
+    except SystemExit:
+        if not refusals:
+            raise
+        raise refusals[0] from None
+    return 0
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -75,9 +96,11 @@ def attention(arguments: argparse.Namespace) -> int:
     picture = _decode(engine, data, settings)
     ask = AttentionAsk(frozenset(block.name for block in engine.card.blocks), effects=arguments.effects)
     answer = engine([Ask(picture.pixels, 5, ask)])[0]
-    content = attention_answer(engine.card, picture, answer, arguments.lang)
+    # The picture's font has no Chinese.
+    written: Language = "en" if arguments.output.suffix == ".png" else arguments.lang
+    content = attention_answer(engine.card, picture, answer, written)
     arguments.output.write_bytes(_WRITERS[arguments.output.suffix](content, data, engine, settings))
-    print(_table(arguments.image, content))
+    print(_table(arguments.image, predict_answer(engine.card, picture, answer, arguments.lang)))
     print(f"wrote {arguments.output}", file=sys.stderr)
     return 0
 
@@ -124,6 +147,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model, card = weights.load(arguments.weights or weights.DEFAULT)
     cuda = torch.cuda.is_available()
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
+    split.expect([label.id for label in card.labels])
     result = run(model.to("cuda" if cuda else "cpu").to(memory_format=torch.channels_last), split)
     print(json.dumps({"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}))
     return 0
@@ -187,6 +211,12 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)
+
+
 def _output(text: str) -> Path:
     path = Path(text)
     if path.suffix not in _WRITERS:
@@ -228,7 +258,7 @@ def _add_service(commands: Any) -> None:
 def _add_answers(commands: Any) -> None:
     command = _command(commands, predict, "the best labels of images")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--top-k", type=int, default=5, help="how many labels")
+    command.add_argument("--top-k", type=_positive, default=5, help="how many labels")
     command.add_argument("--json", action="store_true", help="one JSON line an image")
     command.add_argument("--lang", choices=["en", "zh"], default="en", help="the labels' language")
     _add_engine(command)

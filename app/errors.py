@@ -6,7 +6,7 @@ ServiceError
 ├── NotFound                404 not_found
 ├── MethodNotAllowed        405 method_not_allowed      Allow, given by the raiser
 ├── NotAcceptable           406 not_acceptable
-├── RequestTimeout          408 request_timeout
+├── RequestTimeout          408 request_timeout         Connection: close
 ├── BodyTooLarge            413 body_too_large
 ├── ImageTooLarge           413 image_too_large
 ├── TooManyImages           413 too_many_images
@@ -79,6 +79,7 @@ class NotAcceptable(ServiceError):
 class RequestTimeout(ServiceError):
     status, code, title = 408, "request_timeout", "Request timeout"
     sentence = "The body arrived too slowly."
+    default_headers = MappingProxyType({"Connection": "close"})  # RFC 9110, 15.5.9
 
 
 class BodyTooLarge(ServiceError):

@@ -37,6 +37,7 @@ def create_app(settings: Settings, load_engine: LoadEngine, load: Load | None = 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         middleware=[
             Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
             Middleware(Keys),

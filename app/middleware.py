@@ -25,8 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import (
     BadParameter,
     BodyTooLarge,
+    DeadlineExceeded,
     Draining,
     InternalError,
+    NotFound,
     NotReady,
     Overloaded,
     RequestTimeout,
@@ -70,19 +72,35 @@ class _Exchange:
         self.owner, self.scope, self.receive, self.send = owner, scope, receive, send
         sent = Headers(scope=scope).get("x-request-id", "")
         self.id = sent if _GOOD_ID.fullmatch(sent) else uuid.uuid4().hex
+        self.head = scope["method"] == "HEAD"
         self.status = 0
         scope["state"]["request_id"] = self.id
 
     async def run(self) -> None:
         started = time.monotonic()
         try:
-            await self.owner.app(self.scope, self.receive, self._send)
+            await self.owner.app(self._inner_scope(), self.receive, self._send)
         except ClientDisconnect:
             self.status = _CLIENT_GONE
+        except asyncio.CancelledError:  # the drain is over: what is left is told so
+            if not self.status:
+                await self._answer(Draining())
+            raise
         except Exception as error:
             await self._answer(error)
         finally:
             self._account(time.monotonic() - started)
+
+    def _inner_scope(self) -> Scope:
+        """What the application sees. Raises NotFound for a path that the router would take for another one: its
+        patterns also match before a final newline, and admission would not know the path.
+
+        HEAD is answered as GET without the body, and Range is ignored, as RFC 9110 (9.3.2, 14.2) has both.
+        """
+        if not self.scope["path"].isprintable():
+            raise NotFound
+        headers = [(name, value) for name, value in self.scope["headers"] if name != b"range"]
+        return {**self.scope, "headers": headers, "method": "GET" if self.head else self.scope["method"]}
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -90,6 +108,8 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.id
             headers["X-Content-Type-Options"] = "nosniff"
+        elif self.head:
+            message = {**message, "body": b""}
         await self.send(message)
 
     async def _answer(self, error: Exception) -> None:
@@ -132,7 +152,7 @@ class Keys:
             return
         scheme, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
         # Every key is compared, so that the time says nothing of which one fitted.
-        fits = [hmac.compare_digest(sent.encode(), key.encode()) for key in keys]
+        fits = [hmac.compare_digest(sent.encode("latin-1"), key.encode()) for key in keys]
         if scheme.lower() != "bearer" or not any(fits):
             raise Unauthorized
 
@@ -197,11 +217,12 @@ class _Body:
         if self.complete:  # what comes now is the end of the connection, whenever that is
             return await self.source()
         idle_until = time.monotonic() + self.services.settings.body_idle_ms / 1000
+        late = DeadlineExceeded if self.deadline <= idle_until else RequestTimeout
         try:
             async with asyncio.timeout_at(min(idle_until, self.deadline)):
                 message = await self.source()
         except TimeoutError:
-            raise RequestTimeout from None
+            raise late from None
         self.complete = not message.get("more_body", False)
         self.seen += len(message.get("body", b""))
         self.reserve(self.seen)

@@ -121,6 +121,7 @@ class ModelAnswer(BaseModel):
     blocks: list[dict[str, Any]]
     labels: list[dict[str, str]]
     sha256: str
+    metrics: dict[str, Any]
     device: str
     dtype: str
     engine: str

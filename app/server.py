@@ -1,7 +1,7 @@
 """How uvicorn is run: on SIGTERM or SIGINT the port stays open while accepted requests finish, then exit 0.
 
 uvicorn would close its listener first and end by the signal. Here the first signal turns /readyz red and refuses new
-work with 503; the process ends when nothing is under way or the grace is over. A second signal ends it at once.
+work with 503; the process ends when nothing is under way or the grace is over; a second signal ends the grace.
 """
 
 import logging
@@ -26,7 +26,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._load.draining:
-            self.should_exit = self.force_exit = True
+            self._drained_by = 0.0
             return
         logger.info("draining: %d requests under way", self._load.requests)
         self._load.draining = True
@@ -39,8 +39,8 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(settings: Settings, load_engine: LoadEngine) -> bool:
-    """Serve until a signal; False where the service could not start."""
+def serve(settings: Settings, load_engine: LoadEngine) -> None:
+    """Serve until a signal. Raises SystemExit where the service cannot start."""
     load = Load()
     config = uvicorn.Config(
         create_app(settings, load_engine, load),
@@ -52,8 +52,6 @@ def serve(settings: Settings, load_engine: LoadEngine) -> bool:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=max(1, settings.drain_ms // 1000),
+        timeout_graceful_shutdown=1,  # the grace is over by then
     )
-    server = DrainingServer(config, load, settings.drain_ms / 1000)
-    server.run()
-    return server.started
+    DrainingServer(config, load, settings.drain_ms / 1000).run()

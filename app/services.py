@@ -18,6 +18,9 @@ from app.settings import Settings
 
 logger = logging.getLogger("nam.services")
 
+# When the lifespan ends no request is left (server.py has waited for them): only a batch whose callers are gone.
+LAST_BATCH_S = 1.0
+
 LoadEngine = Callable[[Settings], Engine]
 
 
@@ -52,7 +55,7 @@ async def open_services(settings: Settings, load_engine: LoadEngine, load: Load)
         engine = await asyncio.to_thread(load_engine, settings)
         batcher: Batcher[Ask, Answer] = Batcher(
             engine,
-            max_batch=settings.max_batch or engine.card.max_batch,
+            max_batch=engine.card.max_batch,
             max_queue=settings.max_queue,
             lanes=settings.lanes,
             on_batch=metrics.on_batch,
@@ -65,7 +68,7 @@ async def open_services(settings: Settings, load_engine: LoadEngine, load: Load)
             yield services
         finally:
             services.load.draining = True
-            await batcher.close(settings.drain_ms / 1000)
+            await batcher.close(LAST_BATCH_S)
 
 
 def _watch(services: Services) -> None:

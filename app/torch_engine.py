@@ -28,7 +28,15 @@ _MAX_BATCH = {"cpu": 8, "cuda": 64}
 class TorchEngine:
     """Loads, folds and warms up in the constructor, so that a failure stops the start. Raises EngineError."""
 
-    def __init__(self, path: str, *, device: Device = "auto", dtype: Dtype = "float32", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: Device = "auto",
+        dtype: Dtype = "float32",
+        threads: int = 0,
+        max_batch: int = 0,
+    ) -> None:
         self._device, reason = _choose(device)
         if self._device.type == "cpu":
             torch.set_num_threads(threads or os.cpu_count() or 1)
@@ -37,12 +45,14 @@ class TorchEngine:
         except weights.WeightsError as error:
             raise EngineError(str(error)) from error
         channel_weights = maps.channel_weights(model)
-        self._model: Model = _on(self._device, fold(model, getattr(torch, dtype)))
+        self._model = _on(self._device, fold(model, getattr(torch, dtype)))
+        # Effects are small differences of logits: bf16's steps would swallow them.
+        self._exact = self._model if dtype == "float32" else _on(self._device, fold(model))
         self._names = list(channel_weights)
         self._weights = [w.to(self._device) for w in channel_weights.values()]
         self._order = [maps.strongest(w) for w in self._weights]
         self._top = [order.tolist() for order in self._order]
-        self.card = self._describe(card, channel_weights, dtype, reason)
+        self.card = self._describe(card, channel_weights, dtype, reason, max_batch)
         self._warm_up()
 
     @torch.inference_mode()
@@ -90,7 +100,7 @@ class TorchEngine:
             yield seen if every else seen[:, :0]
         for i, ask in enumerate(wanted):
             if ask.effects and gates:
-                yield maps.effects(self._model, pixels[i], logits[i])
+                yield maps.effects(self._exact, pixels[i], logits[i].argmax())
 
     def _split(self, wanted: list[AttentionAsk], arrays: Iterator[Floats]) -> list[tuple[BlockAttention, ...]]:
         """The host's arrays, image by image: the inverse of `_attention`."""
@@ -127,7 +137,9 @@ class TorchEngine:
             effect=effect,
         )
 
-    def _describe(self, card: weights.Card, channel_weights: dict[str, Tensor], dtype: Dtype, reason: str) -> Card:
+    def _describe(
+        self, card: weights.Card, channel_weights: dict[str, Tensor], dtype: Dtype, reason: str, max_batch: int
+    ) -> Card:
         size = card.config.size
         with torch.inference_mode():
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self._device)
@@ -143,7 +155,7 @@ class TorchEngine:
             crop=card.crop,
             blocks=tuple(blocks),
             sha256=card.sha256,
-            max_batch=_MAX_BATCH[self._device.type],
+            max_batch=max_batch or _MAX_BATCH[self._device.type],
             notes=(*card.notes, *maps.notes(channel_weights)),
             facts={
                 "config": asdict(card.config),

@@ -1,8 +1,10 @@
 """The body of a request -> the encoded images in it, by media type: raw bytes, multipart, or base64 in JSON."""
 
+import asyncio
 import base64
 import binascii
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -10,9 +12,15 @@ from starlette.requests import Request
 
 from app.errors import BadRequest, TooManyImages, UnsupportedMediaType
 
+T = TypeVar("T")
+
 _RAW = "application/octet-stream"
 _JSON = "application/json"
 _FORM = "multipart/form-data"
+_MAX_FIELDS = 16  # that are no files; none is used, a browser's form may have some
+
+# JSON larger than this is parsed in a thread: 20 MB would hold the event loop for a tenth of a second and more.
+_LONG = 2**16
 
 
 async def read_image(request: Request) -> bytes:
@@ -21,9 +29,9 @@ async def read_image(request: Request) -> bytes:
     if media_type.startswith("image/") or media_type == _RAW:
         return _not_empty(await request.body())
     if media_type == _FORM:
-        return (await _parts(request, 1))[0]
+        return _not_empty((await _parts(request, 1))[0])
     if media_type == _JSON:
-        return _base64(_member(await request.body(), "image"))
+        return await _aside(await request.body(), lambda body: _base64(_member(body, "image")))
     raise UnsupportedMediaType(f"Send the image as image/* or {_RAW}, or in {_FORM} or {_JSON}; not as {media_type}.")
 
 
@@ -34,12 +42,7 @@ async def read_images(request: Request, most: int) -> list[bytes | BadRequest]:
         return list(await _parts(request, most))
     if media_type != _JSON:
         raise UnsupportedMediaType(f"Send several images in {_FORM} or {_JSON}; not as {media_type}.")
-    images = _member(await request.body(), "images")
-    if not isinstance(images, list) or not images:
-        raise BadRequest('"images" is a list of base64 strings, one at least.')
-    if len(images) > most:
-        raise TooManyImages(f"At most {most} images a request are accepted, not {len(images)}.")
-    return [_base64_or_error(image) for image in images]
+    return await _aside(await request.body(), lambda body: _list(body, most))
 
 
 def _media_type(request: Request) -> str:
@@ -51,17 +54,32 @@ def _media_type(request: Request) -> str:
 
 
 async def _parts(request: Request, most: int) -> list[bytes]:
-    """The bytes of the parts named ``file``."""
+    """The bytes of the parts named ``file``, in order; none for one that is empty or no file: it keeps its place."""
     try:
-        async with request.form(max_files=most, max_fields=most) as form:
-            files = [part for part in form.getlist("file") if not isinstance(part, str)]
-            if not files:
+        async with request.form(max_files=most, max_fields=_MAX_FIELDS) as form:
+            parts = form.getlist("file")
+            if all(isinstance(part, str) for part in parts):
                 raise BadRequest('The form has no file in a part named "file".')
-            return [_not_empty(await file.read()) for file in files]
+            return [b"" if isinstance(part, str) else await part.read() for part in parts]
     except HTTPException as error:
         if str(error.detail).startswith("Too many files"):
             raise TooManyImages(f"At most {most} images are accepted in this request.") from error
         raise BadRequest("The multipart body could not be read.") from error
+    except UnicodeError as error:
+        raise BadRequest("The multipart body names a character set that is none.") from error
+
+
+async def _aside(body: bytes, parse: Callable[[bytes], T]) -> T:
+    return await asyncio.to_thread(parse, body) if len(body) > _LONG else parse(body)
+
+
+def _list(body: bytes, most: int) -> list[bytes | BadRequest]:
+    images = _member(body, "images")
+    if not isinstance(images, list) or not images:
+        raise BadRequest('"images" is a list of base64 strings, one at least.')
+    if len(images) > most:
+        raise TooManyImages(f"At most {most} images a request are accepted, not {len(images)}.")
+    return [_base64_or_error(image) for image in images]
 
 
 def _member(body: bytes, name: str) -> Any:

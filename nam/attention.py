@@ -68,7 +68,7 @@ class ChannelNAM(_NormalizationGate):
         self.bn = nn.BatchNorm2d(channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        """M_c(x). The argument and the sigmoid are fp32 whatever x is."""
+        """M_c(x). The sigmoid is fp32 whatever x is; the batch norm rounds to x's dtype (the folded gate does not)."""
         return torch.sigmoid(self.weights()[:, None, None] * self.bn(x).float())
 
 

@@ -36,8 +36,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, indices: Tensor) -> "Split":
-        return Split(self.pixels[indices], self.labels[indices], self.classes)
+    def expect(self, classes: list[str]) -> None:
+        """Raises ValueError where these are not the split's classes, in order: its labels would mean others."""
+        if self.classes != classes:
+            raise ValueError(f"the data has {len(self.classes)} classes that are not the {len(classes)} of the network")
 
 
 def load_split(
@@ -77,7 +79,12 @@ def _open(source: str, split: str, cache: Path) -> tuple[Reader, Sequence[int], 
         folder = Path(source) / "test"
     if folder.is_dir():
         images = torchvision.datasets.ImageFolder(str(folder))
-        return lambda i: Path(images.samples[i][0]), images.targets, images.classes, str(folder.resolve())
+        return (
+            lambda i: Path(images.samples[i][0]),
+            images.targets,
+            images.classes,
+            f"{folder.resolve()} {images.samples}",
+        )
     maker = getattr(torchvision.datasets, source, None)
     if maker is None:
         raise FileNotFoundError(f"{folder} is not a folder, and torchvision has no dataset {source!r}")

@@ -40,16 +40,17 @@ def strongest(weights: Tensor) -> Tensor:
     return weights.argsort(descending=True, stable=True)
 
 
-def effects(model: Model, pixels: Tensor, logits: Tensor) -> Tensor:
+def effects(model: Model, pixels: Tensor, top: Tensor) -> Tensor:
     """What each block's gate does for one image's answer: fp32 (blocks,).
 
-    The logit of the top class, minus the same with that block's gate replaced, channel by channel, by its mean over the
-    image's H x W. pixels: (3, S, S); logits: (classes,), the image's own. One forward of a batch of as many as blocks.
+    The logit of the class ``top``, minus the same with that block's gate replaced, channel by channel, by its mean over
+    the image's H x W. pixels: (3, S, S); top: int64 (). One forward of a batch of one more than there are blocks.
     """
     count = sum(1 for _ in model.blocks())
-    held, _ = model.forward_with_gates(pixels.expand(count, -1, -1, -1), torch.arange(count, device=pixels.device))
-    top = logits.argmax().expand(count, 1)
-    return logits.max().float() - held.gather(1, top)[:, 0].float()
+    hold = torch.arange(-1, count, device=pixels.device)
+    logits, _ = model.forward_with_gates(pixels.expand(count + 1, -1, -1, -1), hold)
+    of_top = logits.float().gather(1, top.expand(count + 1, 1))[:, 0]
+    return of_top[0] - of_top[1:]
 
 
 def notes(weights: dict[str, Tensor]) -> list[str]:

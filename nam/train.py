@@ -13,7 +13,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,13 +28,13 @@ from nam.build import Model, ModelConfig, build
 from nam.data import Split, load_split
 from nam.evaluate import evaluate
 from nam.transforms import cutmix, mixup, random_resized_crop
-from nam.weights import Card, Label, read_labels, save
+from nam.weights import Card, Label, load, read_labels, save
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. ``stages``: (side of the training crop in px, epochs), in order; ``size``: the side that the network is
-    evaluated and served at; ``store``: the side at which the images are kept in memory (0: the largest stage);
+    evaluated and served at;
     ``holdout``: training images kept out and measured after every epoch, so that the validation set stays unseen."""
 
     data: str
@@ -52,7 +52,6 @@ class TrainConfig:
     mixup: float = 0.0
     ema: float = 0.998
     seed: int = 0
-    store: int = 0
     holdout: int = 0
     labels: Path | None = None
     device: str = "auto"
@@ -86,7 +85,13 @@ class _Run:
         self.config = config
         config.out.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(_device(config.device))
-        self.train_split, self.held_out = _load(config)
+        # Kept as large as the largest crop; addressed by index, so that no copy of them is made.
+        self.images = load_split(config.data, "train", max(side for side, _ in config.stages))
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
+        self.trained = order[config.holdout :]
+        self.held_out = _held_out(config, order[: config.holdout])
+        if len(self.trained) < config.batch:
+            raise ValueError(f"{len(self.trained)} images to train on are less than a batch of {config.batch}")
         torch.manual_seed(config.seed)
         self.model = build(config.model).to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -116,27 +121,30 @@ class _Run:
             print(json.dumps(line | {"seconds": round(self.seconds)}), file=log)
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate the average on the whole validation split and write the weights with their card."""
-        model = cast(Model, self.average.module.eval())
-        accuracy = evaluate(model, load_split(self.config.data, "val", self.config.model.size))
-        card = _card(self.config, self.train_split, accuracy, self.seconds, self.device)
+        """Write the averaged weights, and in their card what the written file reaches on the whole validation split."""
         path = self.config.out / "model.safetensors"
-        save(path, model, card)
+        card = _card(self.config, self.images.classes, len(self.trained), self.seconds, self.device)
+        save(path, cast(Model, self.average.module), card)
+        model, _ = load(path)
+        val = load_split(self.config.data, "val", self.config.model.size)
+        val.expect(self.images.classes)
+        accuracy = evaluate(model.to(self.device).to(memory_format=torch.channels_last), val)
+        save(path, model, replace(card, metrics={"val": accuracy}))
         return {"weights": str(path), **accuracy, "epochs": self.config.epochs, "train_seconds": round(self.seconds)}
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
-        config, split = self.config, self.train_split
+        config = self.config
         generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-        order = torch.randperm(len(split), generator=generator)
-        steps = len(split) // config.batch
+        order = self.trained[torch.randperm(len(self.trained), generator=generator)]
+        steps = len(order) // config.batch
         for i in tqdm(range(steps), desc=f"epoch {epoch + 1}/{config.epochs} at {config.side(epoch)} px", unit="step"):
             rate = _rate(config, epoch + i / steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             chosen = order[i * config.batch : (i + 1) * config.batch]
-            pixels = split.pixels[chosen].to(self.device, non_blocking=True)
+            pixels = self.images.pixels[chosen].to(self.device, non_blocking=True)
             images = random_resized_crop(pixels, config.side(epoch), config.crop_scale, generator)
-            yield images, split.labels[chosen].to(self.device), generator
+            yield images, self.images.labels[chosen].to(self.device), generator
 
     def _step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         images, partner, share = self._mix(images, generator)
@@ -189,14 +197,11 @@ class _Run:
         self.done, self.seconds = state["done"], state["seconds"]
 
 
-def _load(config: TrainConfig) -> tuple[Split, Split | None]:
-    """The training images, and those of them that are held out, as they are served: at the model's own size."""
-    split = load_split(config.data, "train", config.store or max(side for side, _ in config.stages))
-    if not config.holdout:
-        return split, None
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    held_out = load_split(config.data, "train", config.model.size, only=order[: config.holdout].tolist())
-    return split.part(order[config.holdout :]), held_out
+def _held_out(config: TrainConfig, indices: Tensor) -> Split | None:
+    """The held-out images as they are served: at the model's own size."""
+    if not len(indices):
+        return None
+    return load_split(config.data, "train", config.model.size, only=indices.tolist())
 
 
 def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -228,18 +233,17 @@ def _identity(config: TrainConfig) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def _card(config: TrainConfig, split: Split, accuracy: Any, seconds: float, device: torch.device) -> Card:
+def _card(config: TrainConfig, classes: list[str], images: int, seconds: float, device: torch.device) -> Card:
     recipe = {k: v for k, v in asdict(config).items() if k not in {"data", "out", "name", "model", "labels", "device"}}
     known = read_labels(config.labels) if config.labels else {}
     return Card(
         name=config.name,
         config=config.model,
-        labels=[known.get(c, Label(c, c)) for c in split.classes],
-        metrics={"val": accuracy},
+        labels=[known.get(c, Label(c, c)) for c in classes],
         recipe={
             **recipe,
             "epochs": config.epochs,
-            "images": len(split),
+            "images": images,
             "train_seconds": round(seconds),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},

@@ -78,11 +78,13 @@ def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
         with safe_open(file, framework="pt") as tensors:
             card = Card.from_json((tensors.metadata() or {})["card"], _sha256(file))
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+        model = build(card.config)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{file} carries no card that this version understands: {error!r}") from error
-    model = build(card.config)
+    if len(card.labels) != card.config.classes:
+        raise WeightsError(f"{file} has {len(card.labels)} labels for {card.config.classes} classes")
     try:
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:

@@ -2,7 +2,8 @@
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +29,7 @@ CARD = Card(
     sha256="5" * 64,
     max_batch=8,
     notes=("uniform channel weights in layer2.0",),
-    facts={"device": "none", "dtype": "float32", "engine": "fake", "reason": "a test"},
+    facts={"metrics": {}, "device": "none", "dtype": "float32", "engine": "fake", "reason": "a test"},
 )
 
 
@@ -77,6 +78,14 @@ def _look(block: Block, ask: Ask) -> BlockAttention:
         channel_maps=gates if want.maps == "all" else None,
         effect=0.5 if want.effects else None,
     )
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what must come; AssertionError where it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.001)
 
 
 class Service:

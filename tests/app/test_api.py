@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import schemas
-from tests.fakes import CARD, CLASSES, Service, picture, service
+from app import api, schemas, uploads
+from app.images import decode
+from tests.fakes import CARD, CLASSES, Service, picture, service, until
 
 RAW = {"content-type": "image/png"}
 
@@ -61,6 +62,7 @@ def test_top_k_goes_up_to_the_number_of_classes(serving: Service) -> None:
         ("", "zh-CN,zh;q=0.9,en;q=0.8", "东西4"),
         ("", "en;q=0.5, zh-TW;q=0.7", "东西4"),
         ("", "fr, en;q=0.2", "thing 4"),
+        ("", "zh;q=0, fr", "thing 4"),
         ("", "zh;q=junk, en", "thing 4"),
     ],
 )
@@ -91,6 +93,67 @@ def test_one_bad_image_never_fails_its_neighbours(serving: Service) -> None:
     assert [r["predictions"][0]["index"] for r in (first, third)] == [0, 9]
     assert [r["error"]["code"] for r in (second, fourth)] == ["unsupported_media_type", "bad_image"]
     assert second["error"]["request_id"] == answer.headers["x-request-id"]
+
+
+def test_an_image_keeps_its_place_among_empty_parts_and_texts(serving: Service) -> None:
+    parts = [("file", picture(0)), ("file", ("a.png", b"")), ("file", (None, "text")), ("file", picture(250))]
+    first, second, third, fourth = serving.client.post("/predict/batch", files=parts).json()["results"]
+    assert [r["predictions"][0]["index"] for r in (first, fourth)] == [0, 9]
+    assert [r["error"]["code"] for r in (second, third)] == ["bad_request"] * 2
+
+
+def test_a_forward_that_fails_is_an_error_in_each_of_its_places(serving: Service) -> None:
+    serving.engine.error = RuntimeError("driver words")
+    answer = serving.client.post("/predict/batch", files=[("file", picture()), ("file", b"no image")])
+    codes = [result["error"]["code"] for result in answer.json()["results"]]
+    assert (answer.status_code, codes) == (200, ["internal_error", "unsupported_media_type"])
+    assert "driver" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("", 200),
+        ("*/*", 200),
+        ("application/*;q=0.1", 200),
+        ("text/html, application/json;q=0.5", 200),
+        ("text/html", 406),
+        ("application/json;q=0", 406),
+        ("application/json; q=0.000, */*", 406),
+        ("image/png", 406),
+    ],
+)
+def test_accept_decides_by_its_most_specific_range(serving: Service, accept: str, status: int) -> None:
+    assert post(serving, "/attention", headers={"accept": accept}).status_code == status
+    assert post(serving, "/attention?format=json", headers={"accept": accept}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/model", "/attention/weights", "/metrics", "/docs"])
+def test_head_answers_as_get_without_the_body(serving: Service, path: str) -> None:
+    head, get = serving.client.head(path), serving.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_large_bodies_and_all_decoding_leave_the_event_loop_alone(
+    serving: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    loop = serving.client.portal.call(threading.current_thread).name
+    monkeypatch.setattr(
+        api, "decode", lambda *a, **k: (threads.append(threading.current_thread().name), decode(*a, **k))[1]
+    )
+    b64 = base64.b64decode
+    monkeypatch.setattr(
+        uploads.base64, "b64decode", lambda *a, **k: (threads.append(threading.current_thread().name), b64(*a, **k))[1]
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    answer = serving.client.post("/predict", json={"image": base64.b64encode(out.getvalue()).decode()})
+    assert answer.status_code == 200
+    assert len(threads) == 2
+    assert loop not in threads
 
 
 def test_a_batch_of_only_bad_images_is_still_200(serving: Service) -> None:
@@ -157,10 +220,11 @@ def test_concurrent_requests_share_a_batch_and_everybody_is_told(serving: Servic
     serving.engine.gate.clear()
     answers: list = []
     callers = [threading.Thread(target=lambda: answers.append(post(serving))) for _ in range(6)]
-    for caller in callers:
+    callers[0].start()
+    until(lambda: serving.engine.batches == [1])
+    for caller in callers[1:]:
         caller.start()
-    while serving.metric("nam_queue_depth") < 5:
-        pass
+    until(lambda: serving.metric("nam_queue_depth") == 5)
     serving.engine.gate.set()
     for caller in callers:
         caller.join()

@@ -1,10 +1,12 @@
 """Every error of the contract, provoked over HTTP against the fake engine, in the one shape."""
 
+import ast
 import asyncio
 import base64
+import contextlib
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from app import errors, schemas
 from app.middleware import Admission
 from app.services import Load
-from tests.fakes import Service, picture, service
+from tests.fakes import Service, picture, service, until
 
 PNG = {"content-type": "image/png"}
 Response = httpx2.Response
@@ -181,24 +183,36 @@ def test_bytes_in_flight_are_bounded() -> None:
 def test_a_full_queue_refuses() -> None:
     with service(max_queue=1) as serving:
         serving.engine.gate.clear()
-        held = [
-            threading.Thread(
-                target=serving.client.post, args=("/predict",), kwargs={"content": picture(), "headers": PNG}
-            )
-            for _ in range(2)
-        ]
-        for caller in held:
-            caller.start()
-            while not serving.engine.batches:
-                time.sleep(0.001)
-        while serving.metric("nam_queue_depth") < 1:
-            time.sleep(0.001)
-        answer = serving.client.post("/predict", content=picture(), headers=PNG)
+        request = {"content": picture(), "headers": PNG}
+        held = [threading.Thread(target=serving.client.post, args=("/predict",), kwargs=request) for _ in range(2)]
+        held[0].start()
+        until(lambda: serving.engine.batches == [1])
+        held[1].start()
+        until(lambda: serving.metric("nam_queue_depth") == 1)
+        answer = serving.client.post("/predict", **request)
         serving.engine.gate.set()
         for caller in held:
             caller.join()
         refused(answer, 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("why", ["full", "draining", "too large"])
+def test_a_refusal_at_the_door_reads_nothing_of_the_body(why: str) -> None:
+    with service(max_requests=1, max_body_bytes=100) as serving:
+        serving.load.requests = 1 if why == "full" else 0
+        serving.load.draining = why == "draining"
+        scope = _scope(serving)
+        scope["headers"].append((b"content-length", b"101" if why == "too large" else b"50"))
+        status, _ = _asgi(serving, scope, [])
+        assert status == (413 if why == "too large" else 503)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/attention"])
+def test_no_spelling_of_a_path_goes_around_admission(path: str) -> None:
+    with service() as serving:
+        for other in (path + "%0A", path + "%0D%0A", path + "/", "/" + path):
+            refused(serving.client.post(other, content=picture(), headers=PNG), 404, "not_found")
 
 
 def test_draining_refuses_new_work_and_turns_readiness_red(serving: Service) -> None:
@@ -241,46 +255,78 @@ def test_an_engine_error_is_ours_and_says_nothing_of_its_cause(serving: Service)
 
 
 def test_a_body_that_stops_arriving_ends_in_408() -> None:
-    """Straight to the ASGI layer: a test client sends its body whole."""
     with service(body_idle_ms=50) as serving:
-        sent: list[dict] = []
-
-        async def request() -> None:
-            pieces = iter([{"type": "http.request", "body": b"x", "more_body": True}])
-
-            async def receive() -> dict:
-                piece = next(pieces, None)
-                return piece if piece is not None else await asyncio.sleep(5)
-
-            async def send(message: dict) -> None:
-                sent.append(message)
-
-            await serving.client.app(_scope(serving), receive, send)
-
-        serving.client.portal.call(request)
-        assert sent[0]["status"] == 408
-        assert b"request_timeout" in sent[1]["body"]
+        _, answer = _asgi(serving, _scope(serving), [{"type": "http.request", "body": b"x", "more_body": True}])
+        refused(answer, 408, "request_timeout")
+        assert answer.headers["connection"] == "close"
         assert serving.load == Load()
+
+
+def test_a_deadline_that_passes_while_the_body_arrives_is_a_deadline() -> None:
+    with service(timeout_ms=50) as serving:
+        _, answer = _asgi(serving, _scope(serving), [{"type": "http.request", "body": b"x", "more_body": True}])
+        refused(answer, 504, "deadline_exceeded")
 
 
 def test_a_caller_that_leaves_while_sending_costs_nothing() -> None:
     with service() as serving:
+        pieces = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+        status, _ = _asgi(serving, _scope(serving), pieces)
+        assert status == 0  # nobody was there to answer
+        assert serving.load == Load()
+        assert serving.engine.batches == []
+        assert serving.metric("nam_requests_total", route="/predict", status="499") == 1
+
+
+def test_what_outlives_the_drain_is_told_so() -> None:
+    """The server cancels what is left when the grace is over."""
+    with service() as serving:
+        serving.engine.gate.clear()
+        sent: list[dict] = []
 
         async def request() -> None:
-            pieces = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+            pieces = iter([{"type": "http.request", "body": picture(), "more_body": False}])
 
             async def receive() -> dict:
                 return next(pieces)
 
             async def send(message: dict) -> None:
-                raise AssertionError("nobody is there to answer")
+                sent.append(message)
 
-            await serving.client.app(_scope(serving), receive, send)
+            task = asyncio.create_task(serving.client.app(_scope(serving), receive, send))
+            while not serving.engine.batches:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
         serving.client.portal.call(request)
-        assert serving.load == Load()
-        assert serving.engine.batches == []
-        assert serving.metric("nam_requests_total", route="/predict", status="499") == 1
+        serving.engine.gate.set()
+        refused(_response(sent), 503, "draining")
+
+
+def _asgi(serving: Service, scope: dict, pieces: list[dict]) -> tuple[int, Response]:
+    """Straight to the ASGI layer, where a test client would send its body whole: these pieces, then silence."""
+    sent: list[dict] = []
+    left = iter(pieces)
+
+    async def receive() -> dict:
+        piece = next(left, None)
+        return piece if piece is not None else await asyncio.sleep(5)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def request() -> None:
+        await asyncio.wait_for(serving.client.app(scope, receive, send), 4)
+
+    serving.client.portal.call(request)
+    return (sent[0]["status"], _response(sent)) if sent else (0, Response(204))
+
+
+def _response(sent: list[dict]) -> Response:
+    start, body = sent
+    return Response(start["status"], headers=start["headers"], content=body["body"])
 
 
 def _scope(serving: Service) -> dict:
@@ -310,13 +356,14 @@ def test_a_bad_request_id_is_replaced(serving: Service, sent: str | bytes) -> No
 
 
 def test_every_error_of_the_contract_is_provoked_here() -> None:
-    """The table above and the tests around it leave no code out."""
-    with open(__file__, encoding="utf-8") as source:
-        text = source.read()
-    missing = [
-        error.code for error in errors.ERRORS if f'"{error.code}"' not in text and f'b"{error.code}"' not in text
+    """What the calls of `refused` and the table above name, read from the syntax tree of this file."""
+    calls = [n for n in ast.walk(ast.parse(Path(__file__).read_text())) if isinstance(n, ast.Call)]
+    named = [
+        call.args[2].value
+        for call in calls
+        if getattr(call.func, "id", "") == "refused" and len(call.args) == 3 and isinstance(call.args[2], ast.Constant)
     ]
-    assert missing == []
+    assert {error.code for error in errors.ERRORS} == {*named, *(code for _, code, _ in SIMPLE.values())}
 
 
 def test_admission_stands_before_every_post() -> None:

@@ -63,7 +63,7 @@ def test_the_detail_is_the_raisers_own() -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_headers_come_with_the_statuses_that_want_them(error: type[ServiceError]) -> None:
-    wanted = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+    wanted = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}, 503: {"Retry-After": "1"}}
     assert error().headers == wanted.get(error.status, {})
 
 

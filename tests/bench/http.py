@@ -2,10 +2,10 @@
 
     python -m tests.bench.http [--seconds 5] [--rounds 7] [--out tests/bench/results/http.json]
 
-A real ``nam serve`` process with its defaults, one 500x375 JPEG, keep-alive connections from this process on the same
-cores. Interleaved rounds of: the loop one image at a time, HTTP at concurrency 1, the loop at full throughput (decode
-in threads beside the engine's batches), HTTP at concurrency 32. Medians over the rounds, and the median of the ratios
-within each round. Ends with one JSON line.
+A real ``nam serve`` process with its defaults (or what ``NAM_*`` says), one 500x375 JPEG, keep-alive connections from
+this process on the same cores. Interleaved rounds of: the loop one image at a time, HTTP at concurrency 1, the loop at
+full throughput (decode in threads beside the engine's batches), HTTP at concurrency 32. Medians over the rounds, and
+the median of the ratios within each round. Ends with one JSON line.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def summary(rounds: list[dict[str, float]], serving: Process, jpeg: bytes, secon
         "http / loop, img/s": [round(v, 3) for v in (min(ratios), statistics.median(ratios), max(ratios))],
         "p50 added at c=1, ms": [round(v, 2) for v in (min(added), statistics.median(added), max(added))],
         "server PSS MB": _pss_mb(serving.process.pid),
+        "settings": {name: value for name, value in os.environ.items() if name.startswith("NAM_")},
         "rounds": len(rounds),
         "seconds a figure": seconds,
         "jpeg": f"500x375, {len(jpeg)} bytes",
@@ -143,7 +144,8 @@ def main() -> None:
 
     jpeg, engine = photo(), load_engine(Settings())
     with tempfile.TemporaryDirectory() as folder:
-        serving = start(Path(folder), NAM_LOG_LEVEL="warning")
+        chosen = {name: value for name, value in os.environ.items() if name.startswith("NAM_")}
+        serving = start(Path(folder), NAM_LOG_LEVEL="warning", **chosen)
         one_round(engine, serving, jpeg, 1.0)  # warm-up
         rounds = []
         for i in range(arguments.rounds):

@@ -93,5 +93,7 @@ def test_a_start_without_weights_fails_in_words(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode != 0
-    assert "neither a weights file nor the name of shipped weights" in done.stderr
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("nam: ")
+    assert last.endswith("neither a weights file nor the name of shipped weights")

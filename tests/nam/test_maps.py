@@ -44,7 +44,7 @@ def test_effects_are_differences_of_the_top_logit() -> None:
     pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         logits = model(pixels[None])[0]
-        effects = maps.effects(model, pixels, logits)
+        effects = maps.effects(model, pixels, logits.argmax())
         held, _ = model.forward_with_gates(pixels[None], torch.tensor([4]))
     assert effects.shape == (9,)
     assert effects[4].item() == pytest.approx((logits.max() - held[0, logits.argmax()]).item(), abs=1e-5)

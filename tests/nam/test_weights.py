@@ -72,6 +72,14 @@ def damaged(file: Path, how: str) -> None:
         save_file({**tensors, "fc.bias": torch.zeros(4)}, file, header)
     elif how == "no card":
         save_file(tensors, file)
+    elif how == "an architecture that is none":
+        save_file(tensors, file, {"card": header["card"].replace("resnet20", "resnet21")})
+    elif how == "a label too few":
+        save_file(
+            tensors,
+            file,
+            {"card": header["card"].replace('{"id": "c", "en": "cup", "zh": ""}', "").replace("}, ]", "}]")},
+        )
     elif how == "a card of another version":
         save_file(tensors, file, {"card": header["card"].replace('"arch"', '"architecture"')})
 
@@ -85,6 +93,8 @@ def damaged(file: Path, how: str) -> None:
         "further tensor",
         "another shape",
         "no card",
+        "an architecture that is none",
+        "a label too few",
         "a card of another version",
     ],
 )

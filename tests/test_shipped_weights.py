@@ -1,0 +1,28 @@
+"""The shipped weights are what their documents say: size, dtype, card, and the figures in weights/README.md."""
+
+from pathlib import Path
+
+import pytest
+
+from nam import weights
+
+FILES = sorted(weights.SHIPPED.glob("*.safetensors"))
+
+
+def test_the_default_ships() -> None:
+    assert weights.DEFAULT in [file.stem for file in FILES]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shipped_file_is_what_its_documents_say(file: Path) -> None:
+    model, card = weights.load(file.stem)
+    assert file.stat().st_size < 50_000_000
+    assert card.name == file.stem
+    assert model.fc.out_features == len(card.labels) == card.config.classes
+    assert all(label.zh for label in card.labels)
+    told = (weights.SHIPPED / "README.md").read_text(encoding="utf-8")
+    for fact in (card.name, card.sha256, f"{card.metrics['val']['top1']:.2f}", f"{card.metrics['val']['top5']:.2f}"):
+        assert fact in told, fact
+    assert card.name in (weights.SHIPPED / "LOG.md").read_text(encoding="utf-8")
+    for readme in ("README.md", "README.zh-CN.md"):
+        assert f"{card.metrics['val']['top1']:.2f}" in (weights.SHIPPED.parent / readme).read_text(encoding="utf-8")
