@@ -43,6 +43,7 @@ def load_engine(settings: Settings) -> Engine:
         dtype=settings.dtype,
         threads=settings.threads,
         max_batch=settings.max_batch,
+        lanes=settings.lanes,
     )
 
 

@@ -91,7 +91,8 @@ class Block:
 @dataclass(frozen=True)
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
-    the largest batch that pays; ``facts``: the weights' own card and the engine's choices, JSON for ``/model``."""
+    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``facts``: the weights' own card and the
+    engine's choices, JSON for ``/model``."""
 
     name: str
     labels: tuple[Label, ...]
@@ -100,6 +101,7 @@ class Card:
     blocks: tuple[Block, ...]
     sha256: str
     max_batch: int
+    lanes: int
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -206,6 +206,7 @@ def model_answer(card: Card) -> dict[str, Any]:
         "labels": [{"class_id": label.id, "en": label.en, "zh": label.zh} for label in card.labels],
         "sha256": card.sha256,
         "max_batch": card.max_batch,
+        "lanes": card.lanes,
         "notes": list(card.notes),
         **card.facts,
     }

@@ -57,7 +57,7 @@ async def open_services(settings: Settings, load_engine: LoadEngine, load: Load)
             engine,
             max_batch=engine.card.max_batch,
             max_queue=settings.max_queue,
-            lanes=settings.lanes,
+            lanes=engine.card.lanes,
             on_batch=metrics.on_batch,
         )
         await batcher.start()

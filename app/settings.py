@@ -21,10 +21,18 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="What the network computes in; gates are always float32."
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads of one forward; 0 takes every core.")
-    lanes: int = Field(default=1, ge=1, le=16, description="Forwards in flight at a time, each in a thread of its own.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of one forward; 0 shares the cores among the lanes.")
+    lanes: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Forwards in flight at a time, each in its own thread; 0 takes one a core on a CPU, 1 on CUDA.",
+    )
     max_batch: int = Field(
-        default=0, ge=0, le=1024, description="Images in one forward; 0 takes the engine's own: 8 on a CPU, 64 on CUDA."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Images in one forward; 0 takes the engine's own: 16 on a CPU, 64 on CUDA.",
     )
     max_queue: int = Field(
         default=256, ge=1, description="Images that may wait for a forward; more are refused with 503."

@@ -21,8 +21,8 @@ from nam.fold import fold
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 
-# Eager convolutions slow down past batches of 8 on a CPU; a GPU wants them larger.
-_MAX_BATCH = {"cpu": 8, "cuda": 64}
+# Measured on two cores with the default weights (tests/bench/RESULTS.md); larger networks want less, a GPU more.
+_MAX_BATCH = {"cpu": 16, "cuda": 64}
 
 
 class TorchEngine:
@@ -36,10 +36,13 @@ class TorchEngine:
         dtype: Dtype = "float32",
         threads: int = 0,
         max_batch: int = 0,
+        lanes: int = 0,
     ) -> None:
         self._device, reason = _choose(device)
+        cores = os.cpu_count() or 1
+        lanes = lanes or (cores if self._device.type == "cpu" else 1)
         if self._device.type == "cpu":
-            torch.set_num_threads(threads or os.cpu_count() or 1)
+            torch.set_num_threads(threads or max(1, cores // lanes))
         try:
             model, card = weights.load(path)
         except weights.WeightsError as error:
@@ -52,7 +55,8 @@ class TorchEngine:
         self._weights = [w.to(self._device) for w in channel_weights.values()]
         self._order = [maps.strongest(w) for w in self._weights]
         self._top = [order.tolist() for order in self._order]
-        self.card = self._describe(card, channel_weights, dtype, reason, max_batch)
+        max_batch = max_batch or _MAX_BATCH[self._device.type]
+        self.card = self._describe(card, channel_weights, dtype, reason, max_batch, lanes)
         self._warm_up()
 
     @torch.inference_mode()
@@ -138,7 +142,13 @@ class TorchEngine:
         )
 
     def _describe(
-        self, card: weights.Card, channel_weights: dict[str, Tensor], dtype: Dtype, reason: str, max_batch: int
+        self,
+        card: weights.Card,
+        channel_weights: dict[str, Tensor],
+        dtype: Dtype,
+        reason: str,
+        max_batch: int,
+        lanes: int,
     ) -> Card:
         size = card.config.size
         with torch.inference_mode():
@@ -155,7 +165,8 @@ class TorchEngine:
             crop=card.crop,
             blocks=tuple(blocks),
             sha256=card.sha256,
-            max_batch=max_batch or _MAX_BATCH[self._device.type],
+            max_batch=max_batch,
+            lanes=lanes,
             notes=(*card.notes, *maps.notes(channel_weights)),
             facts={
                 "config": asdict(card.config),

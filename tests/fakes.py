@@ -28,6 +28,7 @@ CARD = Card(
     ),
     sha256="5" * 64,
     max_batch=8,
+    lanes=1,
     notes=("uniform channel weights in layer2.0",),
     facts={"metrics": {}, "device": "none", "dtype": "float32", "engine": "fake", "reason": "a test"},
 )

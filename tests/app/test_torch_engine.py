@@ -156,7 +156,7 @@ def test_in_bf16_probabilities_are_near_and_gates_and_effects_exact(file: str, e
 
 def test_the_largest_batch_is_the_settings_where_one_is_set(file: str, engine: TorchEngine) -> None:
     assert TorchEngine(file, device="cpu", threads=1, max_batch=3).card.max_batch == 3
-    assert engine.card.max_batch == 8
+    assert engine.card.max_batch == 16
 
 
 def test_what_cannot_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
