@@ -150,7 +150,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
     split.expect([label.id for label in card.labels])
     result = run(model.to("cuda" if cuda else "cpu").to(memory_format=torch.channels_last), split)
-    print(json.dumps({"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}))
+    line = {"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}
+    if arguments.attention:
+        from nam.alive import liveness
+
+        line["attention"] = liveness(model, split)
+    print(json.dumps(line))
     return 0
 
 
@@ -304,3 +309,4 @@ def _add_training(commands: Any) -> None:
     command.add_argument("--weights", help="a weights file, or the name of shipped weights (else the default)")
     command.add_argument("--data", required=True, help="a folder with train/ and val/, or a torchvision dataset's name")
     command.add_argument("--split", default="val")
+    command.add_argument("--attention", action="store_true", help="also what each block's attention is worth")

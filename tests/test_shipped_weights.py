@@ -1,5 +1,6 @@
 """The shipped weights are what their documents say: size, dtype, card, and the figures in weights/README.md."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,5 +25,12 @@ def test_a_shipped_file_is_what_its_documents_say(file: Path) -> None:
     for fact in (card.name, card.sha256, f"{card.metrics['val']['top1']:.2f}", f"{card.metrics['val']['top5']:.2f}"):
         assert fact in told, fact
     assert card.name in (weights.SHIPPED / "LOG.md").read_text(encoding="utf-8")
+    measured = json.loads((weights.SHIPPED / f"{card.name}.attention.json").read_text())
+    assert (measured["sha256"], measured["top1"]) == (card.sha256, card.metrics["val"]["top1"])
+    for block in measured["attention"]:
+        row = (
+            f"| {block['block']} | {block['max_weight']:.3f} | {block['weight_entropy']:.5f} | {block['gate_std']:.3f} "
+        )
+        assert f"{row}| {block['top1_lost_held']:.2f} | {block['top1_lost_permuted']:.2f} |" in told
     for readme in ("README.md", "README.zh-CN.md"):
         assert f"{card.metrics['val']['top1']:.2f}" in (weights.SHIPPED.parent / readme).read_text(encoding="utf-8")

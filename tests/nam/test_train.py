@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -129,6 +130,28 @@ def test_a_split_is_decoded_once_and_then_read(folder: Path) -> None:
     assert first.classes == ["blue", "red"]
     assert first.pixels.shape == (16, 3, 16, 16)
     assert class_count(str(folder)) == 2
+
+
+def test_a_torchvision_dataset_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with CIFAR100's signature and attributes: the real one would be downloaded."""
+
+    class Stand:
+        classes: ClassVar = ["dark", "light"]
+        targets: ClassVar = [0, 1, 1]
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            assert (root, download) == (str(tmp_path), True)
+            self.base = 0 if train else 10
+
+        def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+            return Image.new("RGB", (32, 32), (self.base + 100 * i,) * 3), self.targets[i]
+
+    monkeypatch.setattr("torchvision.datasets.STAND", Stand, raising=False)
+    for split, base in (("train", 0), ("val", 10)):
+        loaded = load_split("STAND", split, 16, cache=tmp_path)
+        assert loaded.pixels[:, 0, 0, 0].tolist() == [base, base + 100, base + 200]
+        assert loaded.labels.tolist() == [0, 1, 1]
+    assert class_count("STAND", tmp_path) == 2
 
 
 def test_data_that_is_nowhere_is_told(tmp_path: Path) -> None:
