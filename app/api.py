@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
@@ -142,7 +141,7 @@ async def readyz(services: Alive) -> Response:
     """Warm, not draining, and the engine's lanes live."""
     if services.load.draining:
         raise errors.Draining
-    if not services.ready:
+    if not services.batcher.healthy:
         raise errors.NotReady
     return _json({"status": "ready"})
 
@@ -224,7 +223,7 @@ def _answer(content: dict[str, Any], done: list[Done]) -> Response:
 
 
 def _json(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), 200, headers, "application/json")
+    return Response(schemas.to_json(content), 200, headers, "application/json")
 
 
 def _top_k(request: Request, services: Services, top_k: int) -> int:

@@ -13,7 +13,7 @@ from app import logs
 from app.engine import Ask, AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.images import decode
-from app.schemas import Language, attention_answer, predict_answer
+from app.schemas import Language, attention_answer, predict_answer, to_json
 from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    given = {name: getattr(arguments, name) for name in ("host", "port", "weights", "device")}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = _settings(arguments)
     from app.server import serve
 
     logs.configure(settings.log_level)
@@ -72,7 +71,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    settings = _engine_settings(arguments)
+    settings = _settings(arguments)
     engine = load_engine(settings)
     failed = False
     for path in _progress(arguments.images, "image"):
@@ -91,7 +90,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def attention(arguments: argparse.Namespace) -> int:
-    settings = _engine_settings(arguments)
+    settings = _settings(arguments)
     engine = load_engine(settings)
     data = arguments.image.read_bytes()
     picture = _decode(engine, data, settings)
@@ -110,7 +109,7 @@ def check(arguments: argparse.Namespace) -> int:
     """Load, warm up, decode and answer one image made here: exit code 0 says that a service would answer."""
     from PIL import Image
 
-    settings = _engine_settings(arguments)
+    settings = _settings(arguments)
     engine = load_engine(settings)
     made = io.BytesIO()
     Image.radial_gradient("L").convert("RGB").save(made, "JPEG")
@@ -139,17 +138,15 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    import torch
-
     from nam import weights
+    from nam.build import choose_device, place
     from nam.data import load_split
     from nam.evaluate import evaluate as run
 
     model, card = weights.load(arguments.weights or weights.DEFAULT)
-    cuda = torch.cuda.is_available()
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
     split.expect([label.id for label in card.labels])
-    result = run(model.to("cuda" if cuda else "cpu").to(memory_format=torch.channels_last), split)
+    result = run(place(model, choose_device()), split)
     line = {"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}
     if arguments.attention:
         from nam.alive import liveness
@@ -164,9 +161,7 @@ def _decode(engine: Engine, data: bytes, settings: Settings, size: int = 0) -> A
 
 
 def _as_json(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
-    import orjson
-
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return to_json(content)
 
 
 def _as_png(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
@@ -190,8 +185,9 @@ def _progress(items: list[Path], unit: str) -> Any:
     return tqdm(items, unit=unit, disable=None if len(items) > 1 else True)
 
 
-def _engine_settings(arguments: argparse.Namespace) -> Settings:
-    given = {name: getattr(arguments, name) for name in ("weights", "device")}
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The environment's settings, and above them the flags that were given."""
+    given = {name: getattr(arguments, name, None) for name in ("host", "port", "weights", "device")}
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict
 
 from app.engine import Answer, Block, BlockAttention, Card
@@ -130,6 +131,11 @@ class ModelAnswer(BaseModel):
 
 class Health(_Exact):
     status: str
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    """An answer as bytes; arrays of fp32 are written as the shortest numbers that are them again."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def predict_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:

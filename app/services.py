@@ -42,10 +42,6 @@ class Services:
     metrics: Metrics
     load: Load
 
-    @property
-    def ready(self) -> bool:
-        return self.batcher.healthy and not self.load.draining
-
 
 @asynccontextmanager
 async def open_services(settings: Settings, load_engine: LoadEngine, load: Load) -> AsyncIterator[Services]:

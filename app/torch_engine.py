@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.engine import Answer, Ask, AttentionAsk, Block, BlockAttention, Card, EngineError, Floats, Label
 from nam import maps, weights
-from nam.build import Model
+from nam.build import choose_device, place
 from nam.fold import fold
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -48,9 +48,9 @@ class TorchEngine:
         except weights.WeightsError as error:
             raise EngineError(str(error)) from error
         channel_weights = maps.channel_weights(model)
-        self._model = _on(self._device, fold(model, getattr(torch, dtype)))
+        self._model = place(fold(model, getattr(torch, dtype)), self._device)
         # Effects are small differences of logits: bf16's steps would swallow them.
-        self._exact = self._model if dtype == "float32" else _on(self._device, fold(model))
+        self._exact = self._model if dtype == "float32" else place(fold(model), self._device)
         self._names = list(channel_weights)
         self._weights = [w.to(self._device) for w in channel_weights.values()]
         self._order = [maps.strongest(w) for w in self._weights]
@@ -191,16 +191,12 @@ class TorchEngine:
 
 def _choose(asked: Device) -> tuple[torch.device, str]:
     """The device, and why. Raises EngineError where CUDA is asked for and there is none."""
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    device = choose_device(asked)
+    if asked == "cuda" and not torch.cuda.is_available():
         raise EngineError("NAM_DEVICE=cuda, and torch finds no CUDA device")
     if asked != "auto":
-        return torch.device(asked), "asked for"
-    return torch.device("cuda" if available else "cpu"), "CUDA found" if available else "no CUDA device found"
-
-
-def _on(device: torch.device, model: Model) -> Model:
-    return model.to(device).to(memory_format=torch.channels_last)
+        return device, "asked for"
+    return device, "CUDA found" if device.type == "cuda" else "no CUDA device found"
 
 
 def _to_host(tensors: list[Tensor]) -> list[Floats]:

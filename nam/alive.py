@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from nam.attention import NAM
@@ -38,7 +38,7 @@ def liveness(model: Model, split: Split, *, batch: int = 200, seed: int = 0, pro
     """Measure every block with attention of a network in eval mode; ``seed``: of the permutations."""
     folded = fold(model)
     weights = channel_weights(model)
-    whole, stds = _plain(folded, split, batch)
+    whole, stds = _top1(folded, split, batch), _gate_stds(folded, split, batch)
     found: list[Liveness] = []
     for i, (name, w) in enumerate(tqdm(weights.items(), desc="blocks", unit="block", disable=not progress)):
         permuted = _with_permuted_weights(folded, name, w, torch.Generator().manual_seed(seed))
@@ -49,37 +49,32 @@ def liveness(model: Model, split: Split, *, batch: int = 200, seed: int = 0, pro
                 "max_weight": round(float(w.max()) * len(w), 4),
                 "weight_entropy": round(float(entropy), 5),
                 "gate_std": round(float(stds[i]), 4),
-                "top1_lost_held": round(whole - _top1_held(folded, split, batch, i), 2),
+                "top1_lost_held": round(whole - _top1(folded, split, batch, hold=i), 2),
                 "top1_lost_permuted": round(whole - _top1(permuted, split, batch), 2),
             }
         )
     return found
 
 
-def _plain(model: Model, split: Split, batch: int) -> tuple[float, Tensor]:
-    """Top-1 in per cent, and each block's gate deviation as the mean over images."""
-    hits, stds = 0, torch.zeros(sum(1 for _ in model.blocks()))
-    for pixels, labels in _batches(model, split, batch):
-        logits, gates = model.forward_with_gates(pixels)
-        hits += int((logits.argmax(1) == labels).sum())
+def _gate_stds(model: Model, split: Split, batch: int) -> Tensor:
+    """Each block's gate deviation, the mean over images: (blocks,)."""
+    stds = torch.zeros(sum(1 for _ in model.blocks()))
+    for pixels, _ in _batches(model, split, batch):
+        gates = model.forward_with_gates(pixels)[1]
         stds += torch.stack([gate.std((1, 2, 3), correction=0).sum() for gate in gates]).cpu()
-    return 100 * hits / len(split), stds / len(split)
+    return stds / len(split)
 
 
-def _top1_held(model: Model, split: Split, batch: int, block: int) -> float:
+def _top1(model: Model, split: Split, batch: int, hold: int = -1) -> float:
+    """Top-1 in per cent, with the gates of block ``hold`` at their means (-1: of none)."""
     hits = 0
     for pixels, labels in _batches(model, split, batch):
-        hold = torch.full((len(pixels),), block, device=pixels.device)
-        hits += int((model.forward_with_gates(pixels, hold)[0].argmax(1) == labels).sum())
+        held = torch.full((len(pixels),), hold, device=pixels.device)
+        hits += int((model.forward_with_gates(pixels, held)[0].argmax(1) == labels).sum())
     return 100 * hits / len(split)
 
 
-def _top1(model: Model, split: Split, batch: int) -> float:
-    hits = sum(int((model(pixels).argmax(1) == labels).sum()) for pixels, labels in _batches(model, split, batch))
-    return 100 * hits / len(split)
-
-
-def _batches(model: nn.Module, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(model: Model, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     device = next(model.parameters()).device
     for pixels, labels in zip(split.pixels.split(batch), split.labels.split(batch), strict=True):
         yield pixels.to(device), labels.to(device)

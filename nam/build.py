@@ -1,8 +1,10 @@
-"""ModelConfig -> model. A config is plain data: it travels in a weights file's card and builds the same network."""
+"""ModelConfig -> model, and onto its device. A config is plain data: it travels in a weights file's card."""
 
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal
+
+import torch
 
 from nam.attention import NAM, Kind, Weighting
 from nam.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet, Stem
@@ -54,6 +56,18 @@ def build(config: ModelConfig) -> Model:
     if config.attention != "none":
         _attach(model, config, config.attention)
     return model.eval()
+
+
+def choose_device(asked: str = "auto") -> torch.device:
+    """``auto``: CUDA where torch finds it, else the CPU; anything else as asked."""
+    if asked != "auto":
+        return torch.device(asked)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place(model: Model, device: torch.device) -> Model:
+    """The network itself on ``device``, channels last: what convolutions are fastest with, on a CPU and on CUDA."""
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _plain(config: ModelConfig) -> Model:

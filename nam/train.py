@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from nam.build import Model, ModelConfig, build
+from nam.build import Model, ModelConfig, build, choose_device, place
 from nam.data import Split, load_split
 from nam.evaluate import evaluate
 from nam.transforms import cutmix, mixup, random_resized_crop
@@ -84,7 +84,7 @@ class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         config.out.mkdir(parents=True, exist_ok=True)
-        self.device = torch.device(_device(config.device))
+        self.device = choose_device(config.device)
         # Kept as large as the largest crop; addressed by index, so that no copy of them is made.
         self.images = load_split(config.data, "train", max(side for side, _ in config.stages))
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ class _Run:
         if len(self.trained) < config.batch:
             raise ValueError(f"{len(self.trained)} images to train on are less than a batch of {config.batch}")
         torch.manual_seed(config.seed)
-        self.model = build(config.model).to(self.device).to(memory_format=torch.channels_last)
+        self.model = place(build(config.model), self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = torch.optim.SGD(_groups(self.model, config), config.lr, momentum=0.9, nesterov=True)
         # On the CPU compilation made the same steps slower.
@@ -128,7 +128,7 @@ class _Run:
         model, _ = load(path)
         val = load_split(self.config.data, "val", self.config.model.size)
         val.expect(self.images.classes)
-        accuracy = evaluate(model.to(self.device).to(memory_format=torch.channels_last), val)
+        accuracy = evaluate(place(model, self.device), val)
         save(path, model, replace(card, metrics={"val": accuracy}))
         return {"weights": str(path), **accuracy, "epochs": self.config.epochs, "train_seconds": round(self.seconds)}
 
@@ -217,12 +217,6 @@ def _rate(config: TrainConfig, epoch: float) -> float:
         return config.lr * (epoch + 1e-3) / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
     return config.lr * (1 + math.cos(math.pi * done)) / 2
-
-
-def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _identity(config: TrainConfig) -> str:

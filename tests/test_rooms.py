@@ -31,7 +31,7 @@ APP: dict[str, set[str]] = {
 
 # Packages from elsewhere that only some files may import.
 ONLY: dict[str, set[str]] = {
-    "torch": {"torch_engine", "cli"},
+    "torch": {"torch_engine"},
     "torchvision": set(),
     "PIL": {"images", "cli"},
     "fastapi": {"api", "docs", "main", "services"},
