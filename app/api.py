@@ -238,7 +238,7 @@ def _blocks(card: Card, asked: list[str] | None) -> frozenset[str]:
     known = [block.name for block in card.blocks]
     unknown = sorted(set(asked or ()) - set(known))
     if unknown:
-        raise errors.BadParameter(f"block is one of {', '.join(known)}.")
+        raise errors.BadParameter(f"block is one of {', '.join(known)}." if known else "The network has no NAM blocks.")
     return frozenset(asked or known)
 
 

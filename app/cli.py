@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from app.schemas import Language, attention_answer, predict_answer, to_json
 from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
-    from nam.train import TrainConfig
+    from nam.recipes import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         return code
-    except (EngineError, ServiceError, OSError, ValueError) as error:
+    except (EngineError, ServiceError, ImportError, OSError, ValueError) as error:
         print(f"nam: {error}", file=sys.stderr)
         return 2
 
@@ -141,18 +142,28 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from nam import weights
     from nam.build import choose_device, place
     from nam.data import load_split
+    from nam.evaluate import cost
     from nam.evaluate import evaluate as run
 
     model, card = weights.load(arguments.weights or weights.DEFAULT)
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
     split.expect([label.id for label in card.labels])
-    result = run(place(model, choose_device()), split)
-    line = {"weights": card.name, "sha256": card.sha256, "data": arguments.data, **result}
+    facts = {"weights": card.name, "sha256": card.sha256, "data": arguments.data, "split": arguments.split}
+    line: dict[str, Any] = facts | run(place(model, choose_device()), split) | cost(model, card.config.size)
     if arguments.attention:
         from nam.alive import liveness
 
         line["attention"] = liveness(model, split)
     print(json.dumps(line))
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from nam.convert import Conversion
+    from nam.convert import convert as run
+
+    known = {f.name for f in dataclasses.fields(Conversion)}
+    print(json.dumps(run(Conversion(**{name: value for name, value in vars(arguments).items() if name in known}))))
     return 0
 
 
@@ -192,17 +203,27 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
+    """The recipe, above it the flags; mean and deviation are the data's own, or those of the weights to start from."""
     from nam.build import ModelConfig
-    from nam.data import class_count
-    from nam.train import TrainConfig
+    from nam.data import class_count, statistics
+    from nam.recipes import RECIPES, TrainConfig
+    from nam.weights import load
 
-    given = vars(arguments)
-    model = ModelConfig(
-        classes=class_count(arguments.data),
-        **{f.name: given[f.name] for f in dataclasses.fields(ModelConfig) if f.name in given},
-    )
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    return TrainConfig(model=model, **{name: value for name, value in given.items() if name in known})
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    fields = {**RECIPES[arguments.recipe], **given}
+    if "stages" not in fields:
+        if "epochs" not in fields:
+            raise ValueError("say --epochs or --stages: this recipe has no length of its own")
+        fields["stages"] = ((arguments.size, fields["epochs"]),)
+    if arguments.init:
+        start = load(arguments.init)[1].config
+        measured: Any = (start.mean, start.std)
+    else:
+        measured = statistics(arguments.data, max(side for side, _ in fields["stages"]))
+    fields = {"classes": class_count(arguments.data), "mean": measured[0], "std": measured[1], **fields}
+    model = ModelConfig(**{f.name: fields[f.name] for f in dataclasses.fields(ModelConfig) if f.name in fields})
+    known = {f.name for f in dataclasses.fields(TrainConfig)} - {"model"}
+    return TrainConfig(model=model, **{name: value for name, value in fields.items() if name in known})
 
 
 def _stages(text: str) -> tuple[tuple[int, int], ...]:
@@ -232,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_service(commands)
     _add_answers(commands)
     _add_training(commands)
+    _add_conversion(commands)
     return parser
 
 
@@ -272,37 +294,109 @@ def _add_answers(commands: Any) -> None:
     _add_engine(command)
 
 
+# What a recipe sets and a flag changes; none of them has a default of its own.
+_RECIPE_FLAGS: dict[str, dict[str, Any]] = {
+    "stem": {"choices": ["imagenet", "cifar"], "help": "7x7 stride 2 and a pool, or 3x3 for small images"},
+    "weighting": {"choices": ["sum-one", "unit-mean"], "help": "unit-mean, w = C|s| / sum|s|, deviates from the paper"},
+    "live_gradient": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "scales learn through the weights too; deviates from the paper",
+    },
+    "scale_lr": {
+        "type": float,
+        "help": "learning rate of gamma and lambda, a multiple; not 1: deviates from the paper",
+    },
+    "decay_scales": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "weight decay on biases and batch-norm scales too, as the paper's script; none: deviates from it",
+    },
+    "penalty": {"type": float, "help": "p of the sparsity term over gamma and lambda; the paper: 1e-4"},
+    "mean": {"type": _floats, "help": "channel means, three numbers; else the data's own"},
+    "std": {"type": _floats, "help": "channel deviations, three numbers; else the data's own"},
+    "batch": {"type": int, "help": "images a step, over all processes"},
+    "lr": {"type": float, "help": "the highest learning rate"},
+    "schedule": {"choices": ["cosine", "steps"], "help": "steps: a fifth from 30, 60 and 80 %% of the run on"},
+    "warmup_epochs": {"type": float},
+    "nesterov": {"action": argparse.BooleanOptionalAction},
+    "weight_decay": {"type": float},
+    "label_smoothing": {"type": float},
+    "crop": {"choices": ["resized", "padded"], "help": "a random part resized, or padded by an eighth and cropped"},
+    "crop_scale": {"type": _floats, "help": "least and largest share of the area in a resized crop"},
+    "trivial_augment": {"action": argparse.BooleanOptionalAction, "help": "TrivialAugment"},
+    "erasing": {"type": float, "help": "probability of random erasing"},
+    "cutmix": {"type": float, "help": "alpha of CutMix; 0: none"},
+    "mixup": {"type": float, "help": "alpha of mixup; 0: none"},
+    "ema": {"type": float, "help": "decay of the averaged weights, a step; 0: no average"},
+}
+
+
 def _add_training(commands: Any) -> None:
     command = _command(commands, train, "train a network; the same command resumes an interrupted run")
     add = command.add_argument
     add("--data", required=True, help="a folder with train/ and val/ (or test/), or a torchvision dataset's name")
     add("--out", type=Path, required=True, help="where checkpoints, the log and the weights go")
     add("--name", required=True, help="the model's name in its card")
-    add("--arch", default="resnet18", choices=["resnet18", "resnet20", "resnet34", "resnet50", "resnet101"])
-    add("--attention", default="nam", choices=["none", "nam", "nam-spatial", "nam-both"])
-    add("--stem", default="imagenet", choices=["imagenet", "cifar"])
-    add("--weighting", default="sum-one", choices=["sum-one", "unit-mean"], help="unit-mean deviates from the paper")
-    add("--live-gradient", action="store_true", help="scales learn through the weights too; deviates from the paper")
+    add(
+        "--recipe", default="base", choices=["base", "paper", "strong"], help="the settings that the flags below change"
+    )
+    add(
+        "--arch",
+        default="resnet18",
+        choices=["resnet18", "resnet20", "resnet34", "resnet50", "resnet101", "mobilenetv2"],
+    )
+    add(
+        "--attention",
+        default="nam",
+        choices=["none", "half", "nam", "nam-spatial", "nam-both", "se", "bam", "cbam"],
+        help="half: the branch times 1/2, what an inert gate does",
+    )
     add("--size", type=int, required=True, help="side of the served input, px")
-    add("--mean", type=_floats, default=(0.485, 0.456, 0.406), help="channel means, three numbers")
-    add("--std", type=_floats, default=(0.229, 0.224, 0.225), help="channel deviations, three numbers")
-    add("--stages", type=_stages, required=True, help="side:epochs of each stage, as 32:4,48:2,64:8")
-    add("--batch", type=int, default=128)
-    add("--lr", type=float, default=0.1, help="the highest learning rate")
-    add("--warmup-epochs", type=float, default=1.0)
-    add("--weight-decay", type=float, default=5e-4)
-    add("--label-smoothing", type=float, default=0.1)
-    add("--crop-scale", type=_floats, default=(0.35, 1.0), help="least and largest share of the area in a crop")
-    add("--cutmix", type=float, default=0.0, help="alpha of CutMix; 0: none")
-    add("--mixup", type=float, default=0.0, help="alpha of mixup; 0: none")
-    add("--ema", type=float, default=0.998, help="decay of the averaged weights, a step")
+    add("--epochs", type=int, help="epochs at the served size")
+    add("--stages", type=_stages, help="side:epochs of each stage instead, as 32:4,48:2,64:8")
+    add("--init", type=Path, help="weights to start from, as nam train or nam convert wrote them")
+    for name, options in _RECIPE_FLAGS.items():
+        add("--" + name.replace("_", "-"), **options)
     add("--seed", type=int, default=0)
     add("--holdout", type=int, default=0, help="training images kept out and measured after every epoch")
     add("--labels", type=Path, help="a table class_id, en, zh for the card")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; by default on CUDA alone")
-    command = _command(commands, evaluate, "top-1 and top-5 of weights on a split, as one JSON line")
+    command = _command(
+        commands, evaluate, "how right and how sure weights are on a split, and their cost: one JSON line"
+    )
     command.add_argument("--weights", help="a weights file, or the name of shipped weights (else the default)")
     command.add_argument("--data", required=True, help="a folder with train/ and val/, or a torchvision dataset's name")
     command.add_argument("--split", default="val")
-    command.add_argument("--attention", action="store_true", help="also what each block's attention is worth")
+    command.add_argument(
+        "--attention",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also what each block's attention is worth; takes long",
+    )
+
+
+def _add_conversion(commands: Any) -> None:
+    """What is not given is left to ``Conversion``."""
+    command = _command(commands, convert, "weights from elsewhere -> weights of ours, with channel NAM")
+    add = partial(command.add_argument, default=argparse.SUPPRESS)
+    command.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint (.pth, .pth.tar) or .safetensors")
+    command.add_argument("-o", "--output", type=Path, required=True, help="the weights file to write")
+    add(
+        "--kind",
+        choices=["auto", "official", "torchvision", "plain"],
+        help="whose: the NAM paper's code, torchvision's names, or weights of ours without attention; else as its "
+        "tensors say",
+    )
+    add(
+        "--weighting",
+        choices=["sum-one", "unit-mean"],
+        help="of a warm start; unit-mean deviates from the paper; else sum-one",
+    )
+    add("--live-gradient", action="store_true", help="in further training; deviates from the paper")
+    add("--scale", type=float, help="of a warm start: how far gates move; else so little that answers stay")
+    add("--size", type=int, help="side of the served input, px; else 224 after a 7x7 stem, 32 after a 3x3 one")
+    add("--crop", type=float, help="the served square by the image's shorter side; else 0.875 or 1")
+    add("--mean", type=_floats, help="channel means, three numbers; else ImageNet's or CIFAR-10's")
+    add("--std", type=_floats, help="channel deviations, three numbers; else ImageNet's or CIFAR-10's")
+    add("--labels", type=Path, help="a table class_id, en, zh in the order of the classes; else ImageNet's, or numbers")
+    add("--name", help="the model's name in its card; else the output's")

@@ -91,8 +91,9 @@ class Block:
 @dataclass(frozen=True)
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
-    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``facts``: the weights' own card and the
-    engine's choices, JSON for ``/model``."""
+    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``notes``: what limits the attention;
+    ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``: the weights' own card and
+    the engine's choices, JSON for ``/model``."""
 
     name: str
     labels: tuple[Label, ...]
@@ -103,6 +104,7 @@ class Card:
     max_batch: int
     lanes: int
     notes: tuple[str, ...] = ()
+    warm_start: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
 

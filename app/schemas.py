@@ -34,9 +34,12 @@ class Prediction(_Exact):
 
 
 class PredictAnswer(_Exact):
+    """``notes``: of a warm start, which says so in every answer."""
+
     model: str
     image: ImageFacts
     predictions: list[Prediction]
+    notes: list[str] = []
 
 
 class Problem(_Exact):
@@ -140,7 +143,7 @@ def to_json(content: dict[str, Any]) -> bytes:
 
 def predict_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:
     ranked = zip(answer.indices.tolist(), answer.probabilities.tolist(), strict=True)
-    return {
+    content = {
         "model": card.name,
         "image": {"format": picture.format, "width": picture.width, "height": picture.height},
         "predictions": [
@@ -154,6 +157,7 @@ def predict_answer(card: Card, picture: Picture, answer: Answer, language: Langu
             for rank, (index, probability) in enumerate(ranked, start=1)
         ],
     }
+    return content | {"notes": list(card.notes)} if card.warm_start else content
 
 
 def attention_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:

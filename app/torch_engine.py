@@ -168,6 +168,7 @@ class TorchEngine:
             max_batch=max_batch,
             lanes=lanes,
             notes=(*card.notes, *maps.notes(channel_weights)),
+            warm_start=card.warm_start,
             facts={
                 "config": asdict(card.config),
                 "metrics": card.metrics,

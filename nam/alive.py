@@ -1,91 +1,195 @@
 """Whether a network's attention says anything: how far its weights and gates differ, and what is lost without them.
 
 Two experiments, block by block, on a whole split: every gate is held, channel by channel, at its mean over the image
-(then it cannot say where); the channel weights w change places among the channels (then they cannot say which). Where
-nothing is lost, the attention says nothing.
+(then it cannot say where); the weights w change places among the channels (then they cannot say which), or among the
+pixels where the gate is spatial alone. Where nothing is lost, the attention says nothing.
 """
 
 import copy
-from collections.abc import Iterator
-from typing import TypedDict
+import math
+from typing import Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from nam.attention import NAM
+from nam.attention import NAM, ChannelNAM, SpatialNAM
 from nam.build import Model
 from nam.data import Split
 from nam.fold import FoldedGate, fold
-from nam.maps import channel_weights
 
 
 class Liveness(TypedDict):
-    """One block. ``max_weight``: max(w) * C, 1 where w is uniform; ``weight_entropy``: of w, over its maximum log C;
-    ``gate_std``: of the gates over channels and pixels, the mean over images; ``top1_lost_held`` and
-    ``top1_lost_permuted``: points of top-1 that the two experiments cost, negative where they gain."""
+    """One block. ``weights_of``: what w ranks; ``max_weight``: max(w) times their number, 1 where w is uniform;
+    ``weight_entropy``: of w, over its maximum; ``gate_std``: of the gates over channels and pixels, the mean over
+    images; ``top1_lost_held`` and ``top1_lost_permuted``: points of top-1 that the two experiments cost, negative where
+    they gain, and their standard errors."""
 
     block: str
+    weights_of: Literal["channels", "pixels"]
     max_weight: float
     weight_entropy: float
     gate_std: float
     top1_lost_held: float
+    held_error: float
     top1_lost_permuted: float
+    permuted_error: float
 
 
 @torch.inference_mode()
-def liveness(model: Model, split: Split, *, batch: int = 200, seed: int = 0, progress: bool = True) -> list[Liveness]:
-    """Measure every block with attention of a network in eval mode; ``seed``: of the permutations."""
+def liveness(model: Model, split: Split, *, batch: int = 100, seed: int = 0, progress: bool = True) -> list[Liveness]:
+    """Measure every block with NAM of a network in eval mode, first to last; none where the attention is another's or
+    there is none. ``seed``: of the permutations."""
+    gates = {name: _ranking(block.attention) for name, block in model.blocks() if isinstance(block.attention, NAM)}
+    if not gates:
+        return []
     folded = fold(model)
-    weights = channel_weights(model)
-    whole, stds = _top1(folded, split, batch), _gate_stds(folded, split, batch)
-    found: list[Liveness] = []
-    for i, (name, w) in enumerate(tqdm(weights.items(), desc="blocks", unit="block", disable=not progress)):
-        permuted = _with_permuted_weights(folded, name, w, torch.Generator().manual_seed(seed))
-        entropy = -(w * w.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(w))).log()
-        found.append(
-            {
-                "block": name,
-                "max_weight": round(float(w.max()) * len(w), 4),
-                "weight_entropy": round(float(entropy), 5),
-                "gate_std": round(float(stds[i]), 4),
-                "top1_lost_held": round(whole - _top1(folded, split, batch, hold=i), 2),
-                "top1_lost_permuted": round(whole - _top1(permuted, split, batch), 2),
-            }
-        )
-    return found
+    permuted = {
+        name: with_permuted_weights(block, shares(gates[name]), torch.Generator().manual_seed(seed))
+        for name, block in folded.blocks()
+        if name in gates
+    }
+    turned, stds = _measure(folded, permuted, split, batch, progress)
+    return [_of_block(name, gates[name], turned[i], float(stds[i]), len(split)) for i, name in enumerate(gates)]
 
 
-def _gate_stds(model: Model, split: Split, batch: int) -> Tensor:
-    """Each block's gate deviation, the mean over images: (blocks,)."""
-    stds = torch.zeros(sum(1 for _ in model.blocks()))
-    for pixels, _ in _batches(model, split, batch):
-        gates = model.forward_with_gates(pixels)[1]
-        stds += torch.stack([gate.std((1, 2, 3), correction=0).sum() for gate in gates]).cpu()
-    return stds / len(split)
+@torch.inference_mode()
+def spread(model: Model, pixels: Tensor) -> dict[str, tuple[float, float]]:
+    """How far the attention has come to differ, block by block: the gates' standard deviation over channels and pixels,
+    the mean over images, and max(w) times the number of weights. pixels: (B, 3, S, S); {} for a network without NAM."""
+    gates = {name: _ranking(block.attention) for name, block in model.blocks() if isinstance(block.attention, NAM)}
+    if not gates:
+        return {}
+    was_training = model.training
+    model.eval()
+    _, values = model.forward_with_gates(pixels.to(next(model.parameters()).device))
+    model.train(was_training)
+    stds = [float(value.std((1, 2, 3), correction=0).mean()) for value in values]
+    peaks = [float(w.max()) * len(w) for w in map(shares, gates.values())]
+    return {name: (round(std, 5), round(peak, 4)) for name, std, peak in zip(gates, stds, peaks, strict=True)}
 
 
-def _top1(model: Model, split: Split, batch: int, hold: int = -1) -> float:
-    """Top-1 in per cent, with the gates of block ``hold`` at their means (-1: of none)."""
-    hits = 0
-    for pixels, labels in _batches(model, split, batch):
-        held = torch.full((len(pixels),), hold, device=pixels.device)
-        hits += int((model.forward_with_gates(pixels, held)[0].argmax(1) == labels).sum())
-    return 100 * hits / len(split)
+def loss(turned: Tensor, images: int) -> tuple[float, float]:
+    """Points of top-1 lost, and their standard error. turned: int64 (2,), how many answers turn wrong, and right.
+
+    The images are the same before and after, so only these count, as in McNemar's test (1947): each image moves top-1
+    by -1, 0 or 1, and the error is that of the mean of such numbers.
+    """
+    wrong, right = turned.tolist()
+    difference = wrong - right
+    return 100 * difference / images, 100 * math.sqrt(wrong + right - difference**2 / images) / images
 
 
-def _batches(model: Model, split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def verdict(measures: list[Liveness]) -> list[str]:
+    """What a card must say of gates and weights that say nothing: no sentence where they do in every block.
+
+    One block in 44 that says nothing loses twice the standard error by chance, so of eight one, in one run of six.
+    """
+    if not measures:
+        return []
+    ranked = measures[0]["weights_of"]
+    held = sum(m["top1_lost_held"] > 2 * m["held_error"] for m in measures)
+    permuted = sum(m["top1_lost_permuted"] > 2 * m["permuted_error"] for m in measures)
+    return [
+        *_sentence("gates: held at their mean", "the maps say nothing", held, len(measures)),
+        *_sentence(
+            f"{ranked[:-1]} weights: permuted among the {ranked}",
+            f"the ranking of {ranked} says nothing",
+            permuted,
+            len(measures),
+        ),
+    ]
+
+
+def _sentence(experiment: str, conclusion: str, losing: int, blocks: int) -> list[str]:
+    if losing == blocks:
+        return []
+    if losing == 0:
+        return [f"{experiment} no block loses top-1 beyond twice its standard error: {conclusion}"]
+    return [f"{experiment}, top-1 falls beyond twice its standard error in {losing} of {blocks} blocks"]
+
+
+def _of_block(name: str, gate: ChannelNAM | SpatialNAM, turned: Tensor, std: float, images: int) -> Liveness:
+    w = shares(gate)
+    (held, held_error), (permuted, permuted_error) = (loss(by, images) for by in turned)
+    return {
+        "block": name,
+        "weights_of": "channels" if isinstance(gate, ChannelNAM) else "pixels",
+        "max_weight": round(float(w.max()) * len(w), 4),
+        "weight_entropy": round(_entropy(w), 5),
+        "gate_std": round(std, 4),
+        "top1_lost_held": round(held, 2),
+        "held_error": round(held_error, 3),
+        "top1_lost_permuted": round(permuted, 2),
+        "permuted_error": round(permuted_error, 3),
+    }
+
+
+def _ranking(attention: NAM) -> ChannelNAM | SpatialNAM:
+    """The gate whose weights are measured: the channels' where there is one."""
+    gate = attention.channel or attention.spatial
+    if not isinstance(gate, ChannelNAM | SpatialNAM):
+        raise ValueError("a folded network has no weights to measure")
+    return gate
+
+
+def shares(gate: ChannelNAM | SpatialNAM) -> Tensor:
+    """w, fp32 (C,) or (H*W,) on the CPU, sum 1 whatever the weighting it was trained with."""
+    w = gate.weights().cpu()
+    return w / w.sum().clamp_min(1e-12)
+
+
+def _entropy(w: Tensor) -> float:
+    """Of w, over its maximum log n; 1 where there is one weight alone."""
+    return float(-(w * w.clamp_min(1e-12).log()).sum()) / math.log(len(w)) if len(w) > 1 else 1.0
+
+
+def _measure(
+    model: Model, permuted: dict[str, nn.Module], split: Split, batch: int, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Of every block: int64 (blocks, 2, 2), the answers that turn wrong and right when its gate is held and when its
+    weights are permuted; and (blocks,), its gates' deviation, the mean over images."""
+    turned, stds = torch.zeros(len(permuted), 2, 2, dtype=torch.int64), torch.zeros(len(permuted))
     device = next(model.parameters()).device
-    for pixels, labels in zip(split.pixels.split(batch), split.labels.split(batch), strict=True):
-        yield pixels.to(device), labels.to(device)
+    steps = range(0, len(split), batch)
+    for start in tqdm(steps, desc="measuring attention", unit="batch", disable=not progress):
+        labels = split.labels[start : start + batch]
+        answers, deviations = _walk(model, permuted, split.pixels[start : start + batch].to(device))
+        right = answers == labels
+        before, after = right[-1], right[:-1]
+        turned += torch.stack([(before & ~after).sum(1), (~before & after).sum(1)], 1).view(turned.shape)
+        stds += deviations
+    return turned, stds / len(split)
 
 
-def _with_permuted_weights(folded: Model, name: str, w: Tensor, generator: torch.Generator) -> Model:
-    """The network with one block's w in other places: w is a factor of both numbers of a folded gate."""
-    changed = copy.deepcopy(folded)
-    attention = dict(changed.blocks())[name].attention
-    if isinstance(attention, NAM) and isinstance(attention.channel, FoldedGate):
-        ratio = (w[torch.randperm(len(w), generator=generator)] / w.clamp_min(1e-12))[:, None, None]
-        attention.channel.a *= ratio.to(attention.channel.a.device)
-        attention.channel.b *= ratio.to(attention.channel.b.device)
+def _walk(model: Model, permuted: dict[str, nn.Module], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers int64 (2 * blocks + 1, B), each block's held and permuted, the whole network's last; the gates'
+    deviations (blocks,), summed over images. Nothing before a changed block changes, so only the rest runs again."""
+    blocks, answers, stds = list(model.blocks()), [], []
+    x, every = model.stem(model.normalize(pixels)), torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+
+    def answer(x: Tensor, start: int) -> Tensor:
+        for _, block in blocks[start:]:
+            x = block(x)
+        return model.head(x).argmax(1)
+
+    for i, (name, block) in enumerate(blocks):
+        if name not in permuted:
+            x = block(x)
+            continue
+        answers += [answer(block.forward_with_gate(x, every)[0], i + 1), answer(permuted[name](x), i + 1)]
+        x, gate = block.forward_with_gate(x)
+        stds.append(gate.std((1, 2, 3), correction=0).sum())
+    return torch.stack([*answers, answer(x, len(blocks))]).cpu(), torch.stack(stds).cpu()
+
+
+def with_permuted_weights(block: nn.Module, w: Tensor, generator: torch.Generator) -> nn.Module:
+    """A copy of a folded block with its w in other places: w is a factor of both numbers of a folded gate. Where w is 0
+    the gate stays one half."""
+    changed = copy.deepcopy(block)
+    # Of two gates the first is the channels'.
+    gate = next(module for module in changed.modules() if isinstance(module, FoldedGate))
+    ratio = (w[torch.randperm(len(w), generator=generator)] / w.clamp_min(1e-12)).to(gate.a.device).view_as(gate.a)
+    gate.a *= ratio
+    gate.b *= ratio
     return changed

@@ -1,17 +1,20 @@
 """ModelConfig -> model, and onto its device. A config is plain data: it travels in a weights file's card."""
 
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from nam.attention import NAM, Kind, Weighting
-from nam.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet, Stem
+from nam.attention import NAM, Weighting
+from nam.gated import Stem
+from nam.mobilenet import MobileNetV2
+from nam.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
+from nam.rivals import rival
 
-Arch = Literal["resnet18", "resnet20", "resnet34", "resnet50", "resnet101"]
-Attention = Literal["none", "nam", "nam-spatial", "nam-both"]
-Model = ResNet | CifarResNet
+Arch = Literal["resnet18", "resnet20", "resnet34", "resnet50", "resnet101", "mobilenetv2"]
+Attention = Literal["none", "half", "nam", "nam-spatial", "nam-both", "se", "bam", "cbam"]
+Model = ResNet | CifarResNet | MobileNetV2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,8 +31,9 @@ _LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a network is. ``size``: the side of its square input in pixels; ``weighting`` and ``live_gradient`` as in
-    :mod:`nam.attention`, where each deviation from the paper is said. ``resnet20`` has a stem of its own."""
+    """What a network is. ``size``: the side of its square input in pixels; ``attention``: NAM, or one of
+    :mod:`nam.rivals`; ``weighting`` and ``live_gradient`` as in :mod:`nam.attention`, where each deviation from the
+    paper is said. ``resnet20`` has a stem of its own."""
 
     arch: Arch
     classes: int
@@ -53,8 +57,7 @@ class ModelConfig:
 def build(config: ModelConfig) -> Model:
     """The network with fresh weights, in eval mode."""
     model = _plain(config)
-    if config.attention != "none":
-        _attach(model, config, config.attention)
+    _attach(model, config)
     return model.eval()
 
 
@@ -73,26 +76,35 @@ def place(model: Model, device: torch.device) -> Model:
 def _plain(config: ModelConfig) -> Model:
     if config.arch == "resnet20":
         return CifarResNet(3, classes=config.classes, mean=config.mean, std=config.std)
+    if config.arch == "mobilenetv2":
+        return MobileNetV2(classes=config.classes, stem=config.stem, mean=config.mean, std=config.std)
     block, layers = _LAYERS[config.arch]
     return ResNet(block, layers, classes=config.classes, stem=config.stem, mean=config.mean, std=config.std)
 
 
-def _attach(model: Model, config: ModelConfig, kind: Kind) -> None:
-    side = config.size if config.stem == "cifar" or config.arch == "resnet20" else _half(_half(config.size))
-    stages = groupby(model.blocks(), key=lambda named: named[0].partition(".")[0])
-    for i, (_, blocks) in enumerate(stages):
-        side = _half(side) if i else side
-        for _, block in blocks:
-            block.attention = NAM(
-                kind,
-                block.channels,
-                side,
-                side,
-                weighting=config.weighting,
-                live_gradient=config.live_gradient,
-            )
+def _attach(model: Model, config: ModelConfig) -> None:
+    for (_, block), (height, width) in zip(model.blocks(), _sizes(config), strict=True):
+        block.attention = _attention(config, block.channels, height, width)
 
 
-def _half(side: int) -> int:
-    """The side after a convolution or pool of stride 2 with "same" padding."""
-    return (side + 1) // 2
+def _attention(config: ModelConfig, channels: int, height: int, width: int) -> nn.Module | None:
+    match config.attention:
+        case "none":
+            return None
+        case "half" | "se" | "bam" | "cbam" as kind:
+            return rival(kind, channels)
+        case kind:
+            weighting, live_gradient = config.weighting, config.live_gradient
+            return NAM(kind, channels, height, width, weighting=weighting, live_gradient=live_gradient)
+
+
+@torch.no_grad()
+def _sizes(config: ModelConfig) -> list[tuple[int, int]]:
+    """H and W of every block's output, first to last, asked of the plain network where nothing is computed."""
+    with torch.device("meta"):
+        model = _plain(config).eval()
+        x, sizes = model.stem(model.normalize(torch.zeros(1, 3, config.size, config.size))), []
+    for _, block in model.blocks():
+        x = block(x)
+        sizes.append((x.shape[2], x.shape[3]))
+    return sizes

@@ -73,6 +73,14 @@ def class_count(source: str, cache: Path = CACHE) -> int:
     return len(classes)
 
 
+def statistics(source: str, size: int, cache: Path = CACHE) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of 255, over up to 10,000 training images."""
+    split = load_split(source, "train", size, cache=cache)
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:10_000]
+    std, mean = torch.std_mean(split.pixels[chosen].float() / 255, (0, 2, 3))
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
+
+
 def _open(source: str, split: str, cache: Path) -> tuple[Reader, Sequence[int], list[str], str]:
     folder = Path(source) / split
     if split == "val" and not folder.is_dir():
@@ -94,7 +102,8 @@ def _open(source: str, split: str, cache: Path) -> tuple[Reader, Sequence[int], 
 
 def _pack(read: Reader, chosen: Sequence[int], size: int, crop: float, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # One a process: runs side by side may decode the same set at once.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(chosen), 3, size, size))
 
     def one(i: int) -> None:

@@ -1,7 +1,8 @@
 """The same function for inference: batch norms go into their convolutions, NAM becomes ``x * sigmoid(a x + b)``.
 
 At inference a batch norm is affine, so the gate's argument ``w * BN(x)`` is affine too, channel by channel (or pixel by
-pixel): ``a = w * gamma / sqrt(var + eps)``, ``b = w * (beta - gamma * mean / sqrt(var + eps))``.
+pixel): ``a = w * gamma / sqrt(var + eps)``, ``b = w * (beta - gamma * mean / sqrt(var + eps))``. NAM's rivals stay as
+they are.
 """
 
 import copy
@@ -36,14 +37,10 @@ def fold(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     are within 1e-5 of the network's.
     """
     folded = copy.deepcopy(model)
-    _fuse(folded, "conv1", "bn1")
+    for owner, convolution, norm in list(folded.convolutions()):
+        _fuse(owner, convolution, norm)
     for _, block in folded.blocks():
-        for i in (1, 2, 3):
-            if hasattr(block, f"conv{i}"):
-                _fuse(block, f"conv{i}", f"bn{i}")
-        if block.downsample is not None:
-            _fuse(block.downsample, "0", "1")
-        if block.attention is not None:
+        if isinstance(block.attention, NAM):
             _fold_gates(block.attention)
     for module in folded.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -24,8 +24,12 @@ class GateSummary:
 
 def channel_weights(model: Model) -> dict[str, Tensor]:
     """``w_c = |gamma_c| / sum |gamma|`` of every block with NAM: fp32 (C,), sum 1 whatever the weighting it was trained
-    with (eq. 2). A block whose gate is spatial alone weighs all channels alike; a plain block has no entry."""
-    return {name: _weights(block.attention, block.channels) for name, block in model.blocks() if block.attention}
+    with (eq. 2). A block whose gate is spatial alone weighs all channels alike; one without NAM has no entry."""
+    return {
+        name: _weights(block.attention, block.channels)
+        for name, block in model.blocks()
+        if isinstance(block.attention, NAM)
+    }
 
 
 def summarize(gate: Tensor, weights: Tensor) -> GateSummary:
@@ -54,7 +58,9 @@ def effects(model: Model, pixels: Tensor, top: Tensor) -> Tensor:
 
 
 def notes(weights: dict[str, Tensor]) -> list[str]:
-    """What whoever reads the weights must know: names the blocks where they are uniform."""
+    """What whoever reads the weights must know: that there are none, or the blocks where they are uniform."""
+    if not weights:
+        return ["the network has no NAM: there are no gates to show"]
     uniform = [name for name, w in weights.items() if float(w.max()) * len(w) < UNIFORM]
     if not uniform:
         return []

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from nam.geometry import crop_box
 
@@ -39,6 +40,49 @@ def random_resized_crop(pixels: Tensor, size: int, scale: tuple[float, float], g
     theta[:, 1, 1], theta[:, 1, 2] = height, shift[1] * (1 - height)
     grid = F.affine_grid(theta.to(pixels.device), [n, 3, size, size], align_corners=False)
     return F.grid_sample(pixels.float(), grid, padding_mode="reflection", align_corners=False)
+
+
+def padded_crop(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image padded with black by an eighth of its side, cropped at random to its own size, and flipped at random.
+
+    pixels: (B, 3, P, P) uint8 -> (B, 3, P, P) fp32. CIFAR's usual augmentation: 32 px with a padding of 4.
+    """
+    n, side = len(pixels), pixels.shape[-1]
+    pad = side // 8
+    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
+    flip = torch.randint(0, 2, (n, 1), generator=generator).bool()
+    along = torch.arange(side)
+    rows = (shift[0] + along).to(pixels.device)
+    columns = (shift[1] + torch.where(flip, along.flip(0), along)).to(pixels.device)
+    images = torch.arange(n, device=pixels.device)[:, None, None]
+    padded = F.pad(pixels, (pad, pad, pad, pad))
+    cropped = padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2).float()
+
+
+def trivial_augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """TrivialAugment (Mueller and Hutter 2021, arXiv 2103.10158), uint8 (B, 3, P, P): one random operation at a random
+    strength. Eight neighbours in the batch share a draw: on the device an operation an image would be all overhead."""
+    augment = v2.TrivialAugmentWide()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
+        return torch.cat([augment(part) for part in pixels.split(8)])
+
+
+def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Random erasing (Zhong et al. 2017, arXiv 1708.04896, RE-M): of an image, with ``probability``, a box of 2 to 33 %
+    of the area at an aspect of 0.3 to 3.3 becomes the batch's mean colour. pixels: fp32 (B, 3, S, S)."""
+    n, side = len(pixels), pixels.shape[-1]
+    area = torch.empty(n).uniform_(0.02, 0.33, generator=generator)
+    aspect = torch.empty(n).uniform_(math.log(0.3), math.log(3.3), generator=generator).exp()
+    height, width = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    top, left = torch.rand(2, n, generator=generator) * (1 - torch.stack([height, width]))
+    chosen = torch.rand(n, generator=generator) < probability
+    at = (torch.arange(side) + 0.5) / side
+    inside_y = (at >= top[:, None]) & (at < (top + height)[:, None])
+    inside_x = (at >= left[:, None]) & (at < (left + width)[:, None])
+    box = (chosen[:, None, None] & inside_y[:, :, None] & inside_x[:, None, :])[:, None].to(pixels.device)
+    return torch.where(box, pixels.mean((0, 2, 3), keepdim=True), pixels)
 
 
 def cutmix(pixels: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:

@@ -1,6 +1,7 @@
 """Weights files: safetensors whose header carries the card. Strict both ways, and never a pickle.
 
-Convolution and linear weights are stored in fp16, every batch-norm number and bias in fp32; a loaded network is fp32.
+Convolution and linear weights are stored in fp16, those converted in the dtype that they had; every batch-norm number
+and bias in fp32. A loaded network is fp32.
 """
 
 import csv
@@ -48,6 +49,11 @@ class Card:
     notes: list[str] = field(default_factory=list)
     sha256: str = ""
 
+    @property
+    def warm_start(self) -> bool:
+        """Whether the attention is as ``nam convert`` made it, not trained: training writes a card of its own."""
+        return self.recipe.get("converted", {}).get("kind") in ("torchvision", "plain")
+
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in asdict(self).items() if k != "sha256"}, ensure_ascii=False, default=str)
 
@@ -59,12 +65,18 @@ class Card:
         return cls(config=config, labels=labels, sha256=sha256, **fields)
 
 
-def save(path: Path, model: Model, card: Card) -> None:
-    """Write ``model`` and its card. ValueError where the card's labels do not fit its number of classes."""
+def save(path: Path, model: Model, card: Card, *, kernels: torch.dtype = torch.float16) -> None:
+    """Write ``model`` and its card. ValueError where the card's labels do not fit its number of classes.
+
+    ``kernels``: the dtype that convolution and linear weights are stored in.
+    """
     if len(card.labels) != card.config.classes:
         raise ValueError(f"{len(card.labels)} labels for {card.config.classes} classes")
-    tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"card": card.to_json()})
+    tensors = {name: _stored(tensor, kernels) for name, tensor in model.state_dict().items()}
+    try:
+        save_file(tensors, path, metadata={"card": card.to_json()})
+    except SafetensorError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
 
 
 def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
@@ -76,11 +88,13 @@ def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
     file = locate(path)
     try:
         with safe_open(file, framework="pt") as tensors:
-            card = Card.from_json((tensors.metadata() or {})["card"], _sha256(file))
+            card = Card.from_json((tensors.metadata() or {})["card"], file_sha256(file))
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
         model = build(card.config)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} cannot be read as safetensors: {error}") from error
+    except ImportError as error:
+        raise WeightsError(f"{file} cannot be built here: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{file} carries no card that this version understands: {error!r}") from error
     if len(card.labels) != card.config.classes:
@@ -103,19 +117,20 @@ def locate(path: str | Path) -> Path:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """A table ``class_id<TAB>en<TAB>zh`` with a header line, as labels by class id."""
+    """A table ``class_id<TAB>en<TAB>zh`` with a header line, as labels by class id; ``zh`` may be missing."""
     with path.open(encoding="utf-8", newline="") as lines:
         return {
-            row["class_id"]: Label(row["class_id"], row["en"], row["zh"])
+            row["class_id"]: Label(row["class_id"], row["en"], row.get("zh") or "")
             for row in csv.DictReader(lines, delimiter="\t")
         }
 
 
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    """Kernels and matrices in fp16; what has one dimension or none (batch norm, biases) as it is."""
-    return tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()
+def _stored(tensor: torch.Tensor, kernels: torch.dtype) -> torch.Tensor:
+    """Kernels and matrices in their dtype; what has one dimension or none (batch norm, biases) as it is."""
+    return tensor.detach().cpu().to(kernels if tensor.ndim > 1 else tensor.dtype).contiguous()
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """The HTTP contract, endpoint by endpoint, against the fake engine."""
 
 import base64
+import dataclasses
 import io
 import threading
 
@@ -44,6 +45,18 @@ def test_predict_has_exactly_the_contracts_fields(serving: Service) -> None:
     }
     falling = [p["probability"] for p in answer["predictions"]]
     assert falling == sorted(falling, reverse=True)
+
+
+def test_every_answer_of_a_warm_start_carries_the_notes_and_no_label_alone_does_else(serving: Service) -> None:
+    notes = list(CARD.notes)
+    assert "notes" not in post(serving).json()
+    assert post(serving, "/attention").json()["notes"] == notes
+    serving.engine.card = dataclasses.replace(CARD, warm_start=True)
+    files = [("file", picture(0)), ("file", picture(250))]
+    assert post(serving).json()["notes"] == notes
+    assert post(serving, "/attention").json()["notes"] == notes
+    batch = serving.client.post("/predict/batch", files=files).json()
+    assert [result["notes"] for result in batch["results"]] == [notes, notes]
 
 
 def test_top_k_goes_up_to_the_number_of_classes(serving: Service) -> None:
@@ -192,6 +205,15 @@ def test_blocks_channels_maps_and_effects_are_chosen(serving: Service) -> None:
     assert block["effect"] == 0.5
     assert [top["map"] for top in block["top_channels"]] == [None, None]
     assert "channel_maps" not in block
+
+
+def test_a_network_without_nam_answers_with_no_blocks_and_has_none_to_choose(serving: Service) -> None:
+    serving.engine.card = dataclasses.replace(CARD, blocks=())
+    answer = post(serving, "/attention?effects=true")
+    assert (answer.status_code, answer.json()["blocks"]) == (200, [])
+    assert len(answer.json()["predictions"]) == 5
+    refused = post(serving, "/attention?block=layer1.0")
+    assert (refused.status_code, refused.json()["detail"]) == (422, "The network has no NAM blocks.")
 
 
 def test_attention_weights_are_cacheable(serving: Service) -> None:

@@ -1,24 +1,59 @@
-"""The command line says again what the configs say, so that help need not import torch; here the two are compared."""
+"""The command line: its flags against the configs, which it says again so that help need not import torch."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
+from PIL import Image
 
 from app import cli
-from nam.build import Arch, Attention, ModelConfig
-from nam.resnet import Stem
-from nam.train import TrainConfig
+from nam import evaluate as measure
+from nam.alive import liveness
+from nam.build import Arch, Attention, ModelConfig, build
+from nam.data import load_split
+from nam.gated import Stem
+from nam.recipes import TrainConfig
+from nam.weights import Card, Label, load, save
 
 REQUIRED = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "64", "--stages", "32:4,64:8"]
 
 
 def test_the_flags_defaults_are_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nam.data.class_count", lambda source: 10)
-    config = cli._train_config(cli._parser().parse_args(REQUIRED))
-    model = ModelConfig("resnet18", 10, 64)
+    config = parsed(monkeypatch)
+    model = ModelConfig("resnet18", 10, 64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert config == TrainConfig("d", Path("o"), "n", model, ((32, 4), (64, 8)))
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainConfig:
+    """What the flags become, for data of ten classes and a mean and deviation of its own."""
+    monkeypatch.setattr("nam.data.class_count", lambda source: 10)
+    monkeypatch.setattr("nam.data.statistics", lambda source, size: ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    return cli._train_config(cli._parser().parse_args([*REQUIRED, *flags]))
+
+
+def test_flags_stand_above_the_recipe_and_the_recipe_above_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parsed(monkeypatch, "--recipe", "paper", "--penalty", "0", "--no-decay-scales", "--stages", "32:7")
+    assert (config.schedule, config.ema, config.model.stem) == ("steps", 0.0, "cifar")
+    assert (config.penalty, config.decay_scales, config.stages) == (0.0, False, ((32, 7),))
+
+
+def test_a_recipe_brings_its_length_and_base_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed(monkeypatch)
+    short = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "32"]
+    assert cli._train_config(cli._parser().parse_args([*short, "--recipe", "paper"])).stages == ((32, 200),)
+    assert cli._train_config(cli._parser().parse_args([*short, "--epochs", "9"])).stages == ((32, 9),)
+    with pytest.raises(ValueError, match="say --epochs or --stages"):
+        cli._train_config(cli._parser().parse_args(short))
+
+
+def test_weights_to_start_from_bring_their_mean_and_deviation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = ModelConfig("resnet20", 1, 16, mean=(0.3, 0.2, 0.1), std=(0.3, 0.3, 0.3))
+    save(tmp_path / "w.safetensors", build(config), Card("tiny", config, [Label("a", "a")]))
+    model = parsed(monkeypatch, "--init", str(tmp_path / "w.safetensors")).model
+    assert (model.mean, model.std) == (config.mean, config.std)
 
 
 def test_every_field_of_the_configs_has_its_flag() -> None:
@@ -31,3 +66,69 @@ def test_every_field_of_the_configs_has_its_flag() -> None:
 def test_every_choice_is_offered(flag: str, kind: object) -> None:
     for choice in get_args(kind):
         assert vars(cli._parser().parse_args([*REQUIRED, flag, choice]))[flag.removeprefix("--")] == choice
+
+
+@pytest.fixture
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ImageFolder of two classes and six images; the working directory is a fresh one, for the cache."""
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("blue", 4), ("red", 2)):
+        (tmp_path / "data" / "held" / name).mkdir(parents=True)
+        for i in range(count):
+            colour = (40 * i, 0, 200) if name == "blue" else (200, 40 * i, 0)
+            Image.new("RGB", (20, 16), colour).save(tmp_path / "data" / "held" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def written(folder: Path, attention: str, ids: tuple[str, ...] = ("blue", "red")) -> str:
+    config = ModelConfig("resnet20", len(ids), 16, attention)
+    path = folder.parent / f"{'-'.join(ids)}.safetensors"
+    save(path, build(config), Card("tiny", config, [Label(i, i) for i in ids]))
+    return str(path)
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], weights: str, folder: Path, *flags: str) -> tuple[int, str, str]:
+    code = cli.main(["evaluate", "--weights", weights, "--data", str(folder), "--split", "held", *flags])
+    return code, *capsys.readouterr()
+
+
+def test_evaluate_says_it_all_in_one_line(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = written(colours, "nam")
+    code, out, _ = evaluate(capsys, weights, colours)
+    assert (code, out.count("\n")) == (0, 1)
+    model, card = load(weights)
+    split = load_split(str(colours), "held", 16)
+    assert json.loads(out) == {
+        "weights": "tiny",
+        "sha256": card.sha256,
+        "data": str(colours),
+        "split": "held",
+        **measure.evaluate(model, split),
+        **measure.cost(model, 16),
+        "attention": liveness(model, split),
+    }
+
+
+@pytest.mark.parametrize(("attention", "flags"), [("none", []), ("half", []), ("bam", []), ("nam", ["--no-attention"])])
+def test_evaluate_without_nam_or_without_its_measures(
+    attention: str, flags: list[str], colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = evaluate(capsys, written(colours, attention), colours, *flags)
+    assert code == 0
+    assert json.loads(out).get("attention") == (None if flags else [])
+
+
+def test_evaluate_refuses_in_one_line(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pickled = colours.parent / "pickled.pt"
+    torch.save({"arch": "resnet18"}, pickled)
+    for weights, folder, said in (
+        (str(colours / "missing"), colours, "neither a weights file nor the name of shipped weights"),
+        (str(pickled), colours, "cannot be read as safetensors"),
+        (written(colours, "none", ("a", "b")), colours, "the data has 2 classes that are not the 2 of the network"),
+        (written(colours, "none"), colours / "nowhere", "is not a folder"),
+    ):
+        code, out, err = evaluate(capsys, weights, folder)
+        assert (code, out) == (2, "")
+        line = err.splitlines()[-1]  # above it, the progress of decoding
+        assert line.startswith("nam: ")
+        assert said in line

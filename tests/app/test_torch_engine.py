@@ -134,11 +134,23 @@ def test_uniform_weights_are_noted(tmp_path: Path) -> None:
     assert "uniform channel weights in layer1.0" in note
 
 
-def test_a_network_without_attention_is_served_without_blocks(tmp_path: Path) -> None:
-    engine = TorchEngine(weights_file(tmp_path, ModelConfig("resnet20", 3, 32, "none")), device="cpu", threads=1)
+@pytest.mark.parametrize("attention", ["none", "half", "se", "bam", "cbam"])
+def test_a_network_without_nam_is_served_without_blocks_and_says_so(tmp_path: Path, attention: str) -> None:
+    engine = TorchEngine(weights_file(tmp_path, ModelConfig("resnet20", 3, 32, attention)), device="cpu", threads=1)
+    assert engine.card.blocks == ()
+    assert engine.card.notes == ("the network has no NAM: there are no gates to show",)
     (answer,) = engine([Ask(images(1)[0], 3, AttentionAsk(frozenset(), effects=True))])
     assert answer.blocks == ()
     assert answer.probabilities.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_mobilenet_answers_with_all_its_blocks(tmp_path: Path) -> None:
+    config = ModelConfig("mobilenetv2", 3, 32, stem="cifar", weighting="unit-mean")
+    engine = TorchEngine(weights_file(tmp_path, config), device="cpu", threads=1)
+    (answer,) = engine([Ask(images(1)[0], 3, look(engine, effects=True))])
+    assert [block.name for block in answer.blocks] == [f"features.{i}" for i in range(1, 18)]
+    assert answer.blocks[-1].map.shape == (4, 4)
+    assert all(block.effect is not None for block in answer.blocks)
 
 
 def test_in_bf16_probabilities_are_near_and_gates_and_effects_exact(file: str, engine: TorchEngine) -> None:
@@ -174,3 +186,11 @@ def test_weights_that_answer_nan_stop_the_start(tmp_path: Path) -> None:
     weights.save(tmp_path / "w.safetensors", model, card)
     with pytest.raises(EngineError, match="not finite"):
         TorchEngine(str(tmp_path / "w.safetensors"), device="cpu", threads=1)
+
+
+def test_a_warm_start_is_told_from_trained_weights(tmp_path: Path) -> None:
+    for kind, warm in (("plain", True), ("torchvision", True), ("official", False), (None, False)):
+        labels = [weights.Label(f"n{i}", f"thing {i}") for i in range(7)]
+        recipe = {"converted": {"kind": kind}} if kind else {"epochs": 3}
+        weights.save(tmp_path / "w.safetensors", build(CONFIG), weights.Card("w", CONFIG, labels, recipe=recipe))
+        assert TorchEngine(str(tmp_path / "w.safetensors"), device="cpu", threads=1).card.warm_start is warm

@@ -7,6 +7,7 @@ from torch import nn
 from nam.build import ModelConfig, build
 from nam.fold import fold
 from tests.nam.test_attention import scrambled
+from tests.nam.test_mobilenet import lively
 
 
 def pixels(size: int) -> torch.Tensor:
@@ -14,11 +15,11 @@ def pixels(size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("attention", ["none", "nam", "nam-spatial", "nam-both"])
-@pytest.mark.parametrize("arch", ["resnet18", "resnet20", "resnet50"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet20", "resnet50", "mobilenetv2"])
 @pytest.mark.parametrize("weighting", ["sum-one", "unit-mean"])
 def test_folding_changes_nothing(arch: str, attention: str, weighting: str) -> None:
     torch.manual_seed(0)
-    model = scrambled(build(ModelConfig(arch, 10, 32, attention, "cifar", weighting)))
+    model = lively(build(ModelConfig(arch, 10, 32, attention, "cifar", weighting)))
     folded = fold(model)
     with torch.inference_mode():
         expected, got = model(pixels(32)).softmax(1), folded(pixels(32)).softmax(1)
@@ -26,16 +27,31 @@ def test_folding_changes_nothing(arch: str, attention: str, weighting: str) -> N
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_folded_gates_are_the_networks() -> None:
-    model = scrambled(build(ModelConfig("resnet20", 10, 32, "nam-both", weighting="unit-mean")))
+@pytest.mark.parametrize("attention", ["half", "se", "bam", "cbam"])
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2"])
+def test_a_network_with_a_rival_folds_too(arch: str, attention: str) -> None:
+    torch.manual_seed(0)
+    model = lively(build(ModelConfig(arch, 10, 32, attention, "cifar")))
+    folded, rough = fold(model), fold(model, torch.bfloat16)
+    with torch.inference_mode():
+        expected, got, near = (m(pixels(32)).float().softmax(1) for m in (model, folded, rough))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(near, expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2"])
+def test_folded_gates_are_the_networks(arch: str) -> None:
+    model = lively(build(ModelConfig(arch, 10, 32, "nam-both", "cifar", "unit-mean")))
     with torch.inference_mode():
         (_, expected), (_, got) = (m.forward_with_gates(pixels(32)) for m in (model, fold(model)))
     for one, other in zip(expected, got, strict=True):
-        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+        torch.testing.assert_close(other, one, rtol=0, atol=5e-5)
 
 
-def test_no_batch_norm_is_left_and_the_original_is_whole() -> None:
-    model = scrambled(build(ModelConfig("resnet18", 10, 64)))
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenetv2"])
+def test_no_batch_norm_is_left_and_the_original_is_whole(arch: str) -> None:
+    model = scrambled(build(ModelConfig(arch, 10, 64)))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     folded = fold(model)
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in folded.modules())

@@ -21,7 +21,8 @@ def test_channel_weights_sum_to_one_whatever_the_weighting() -> None:
 def test_spatial_gates_weigh_channels_alike_and_plain_blocks_have_none() -> None:
     spatial = maps.channel_weights(build(ModelConfig("resnet20", 4, 32, "nam-spatial")))
     assert torch.equal(spatial["layer1.0"], torch.full((16,), 1 / 16))
-    assert maps.channel_weights(build(ModelConfig("resnet20", 4, 32, "none"))) == {}
+    for without in ("none", "half", "se", "bam", "cbam"):
+        assert maps.channel_weights(build(ModelConfig("resnet20", 4, 32, without))) == {}
 
 
 def test_the_summary_is_per_image() -> None:
@@ -51,7 +52,8 @@ def test_effects_are_differences_of_the_top_logit() -> None:
     assert effects.abs().max() > 1e-3
 
 
-def test_uniform_weights_are_said() -> None:
+def test_missing_and_uniform_weights_are_said() -> None:
+    assert maps.notes({}) == ["the network has no NAM: there are no gates to show"]
     assert maps.notes({"layer1.0": torch.tensor([0.2, 0.3, 0.5])}) == []
     (note,) = maps.notes({"layer1.0": torch.full((4,), 0.25), "layer2.0": torch.tensor([0.2, 0.8])})
     assert "layer1.0" in note

@@ -14,10 +14,21 @@ from PIL import Image
 from nam import train as training
 from nam import weights
 from nam.build import ModelConfig
-from nam.data import class_count, load_split
+from nam.data import class_count, load_split, statistics
 from nam.evaluate import evaluate
-from nam.train import TrainConfig
-from nam.transforms import cutmix, load_square, mixup, random_resized_crop
+from nam.penalty import scales
+from nam.recipes import RECIPES, TrainConfig
+from nam.transforms import (
+    cutmix,
+    erase,
+    load_square,
+    mixup,
+    padded_crop,
+    random_resized_crop,
+    trivial_augment,
+)
+
+ALONE = training.Place(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def test_a_run_learns_and_writes_its_card(folder: Path) -> None:
     assert result["top1"] == 100.0
     _, card = weights.load(result["weights"])
     assert [label.id for label in card.labels] == ["blue", "red"]
-    assert card.metrics["val"] == {"top1": 100.0, "top5": 100.0, "images": 16}
+    assert card.metrics["val"] == {"top1": 100.0, "top5": 100.0, "ece": result["ece"], "images": 16}
     assert card.recipe["epochs"] == 3
     assert card.recipe["images"] == 40
     log = [json.loads(line) for line in (folder.parent / "run" / "log.jsonl").read_text().splitlines()]
@@ -61,7 +72,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder: Path) -> None:
     whole = config(folder, out=folder.parent / "whole", cutmix=1.0)
     training.train(whole)
     parts = config(folder, out=folder.parent / "parts", cutmix=1.0)
-    first = training._Run(parts)
+    first = training.Run(parts, ALONE)
     first.epoch(0)
     training.train(parts)
     one, other = (weights.load(c.out / "model.safetensors")[0].state_dict() for c in (whole, parts))
@@ -70,7 +81,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder: Path) -> None:
 
 
 def test_another_runs_checkpoint_is_not_taken(folder: Path) -> None:
-    training._Run(config(folder)).epoch(0)
+    training.Run(config(folder), ALONE).epoch(0)
     with pytest.raises(ValueError, match="other settings"):
         training.train(config(folder, seed=1))
 
@@ -107,12 +118,13 @@ def test_a_moved_image_is_decoded_again(folder: Path) -> None:
 
 
 def test_nothing_with_one_dimension_decays(folder: Path) -> None:
-    run = training._Run(config(folder))
-    decayed, rest = run.optimizer.param_groups
-    assert decayed["weight_decay"] == 5e-4
-    assert rest["weight_decay"] == 0
+    run = training.Run(config(folder), ALONE)
+    kernels, rest, attention = run.optimizer.param_groups
+    assert [group["weight_decay"] for group in (kernels, rest, attention)] == [5e-4, 0, 0]
+    assert {p.ndim for p in rest["params"] + attention["params"]} == {1}
     gammas = {id(block.attention.channel.bn.weight) for _, block in run.model.blocks()}
-    assert gammas <= {id(p) for p in rest["params"]}
+    assert gammas == {id(p) for p in attention["params"]}
+    assert sum(len(group["params"]) for group in (kernels, rest, attention)) == len(list(run.model.parameters()))
 
 
 def test_the_rate_warms_up_and_falls_to_zero(folder: Path) -> None:
@@ -175,6 +187,115 @@ def test_random_crops_stay_within_the_image_and_repeat_with_their_generator() ->
     assert one.shape == (4, 3, 12, 12)
     assert one.min() >= 50
     assert one.max() <= 199
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_padded_crop_is_a_shifted_and_perhaps_flipped_image_on_black() -> None:
+    image = torch.arange(1, 1 + 3 * 16 * 16).reshape(1, 3, 16, 16) % 255 + 1
+    out = padded_crop(image.to(torch.uint8).expand(400, -1, -1, -1), seeded(0))
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2)).float()
+    possible = [
+        torch.flip(part, [3]) if flip else part
+        for y in range(5)
+        for x in range(5)
+        for flip in (False, True)
+        for part in [padded[:, :, y : y + 16, x : x + 16]]
+    ]
+    counts = [int((out == one).all((1, 2, 3)).sum()) for one in possible]
+    assert sum(counts) == 400
+    assert min(counts) > 0
+
+
+def test_erasing_fills_one_box_with_the_mean_and_leaves_the_rest() -> None:
+    pixels = torch.rand(300, 3, 32, 32, generator=seeded(1)) * 255
+    erased = erase(pixels, 0.4, seeded(2))
+    changed = (erased != pixels).any(1)
+    touched = changed.flatten(1).any(1)
+    assert 90 < touched.sum() < 150
+    for mask, image in zip(changed[touched], erased[touched], strict=True):
+        ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        box = image[:, ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        assert mask.sum() == box[0].numel()
+        torch.testing.assert_close(box, pixels.mean((0, 2, 3))[:, None, None].expand_as(box))
+    shares = changed[touched].float().mean((1, 2))
+    assert shares.min() < 0.06
+    assert 0.2 < shares.max() < 0.4
+
+
+def test_trivial_augment_repeats_with_its_generator_and_leaves_the_global_one() -> None:
+    pixels = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=seeded(3))
+    before = torch.get_rng_state()
+    one, again, other = (trivial_augment(pixels, seeded(seed)) for seed in (4, 4, 5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.shape == pixels.shape
+    assert one.dtype == torch.uint8
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    """Figures from the paper's script, as its readers report them: x0.2 at epochs 60, 120 and 160 of 200."""
+    paper = {k: v for k, v in RECIPES["paper"].items() if k not in ("epochs", "stem")}
+    model = ModelConfig("resnet50", 100, 32, stem="cifar")
+    c = TrainConfig("CIFAR100", Path("run"), "paper", model, stages=((32, 200),), **paper)
+    rates = [training._rate(c, epoch) for epoch in (0, 59.9, 60, 119.9, 120, 159.9, 160, 199.9)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+    assert (c.batch, c.weight_decay, c.penalty, c.nesterov, c.decay_scales) == (128, 5e-4, 1e-4, False, True)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_trains(folder: Path, recipe: str) -> None:
+    changes = {k: v for k, v in RECIPES[recipe].items() if k not in ("epochs", "stem")}
+    run = training.Run(config(folder, stages=((16, 2),), **{**changes, "warmup_epochs": 1.0}), ALONE)
+    run.epoch(0)
+    run.epoch(1)
+    losses = [json.loads(line)["loss"] for line in (run.config.out / "log.jsonl").read_text().splitlines()]
+    assert all(0 < loss < 3 for loss in losses)
+
+
+def test_the_scales_have_a_learning_rate_of_their_own(folder: Path) -> None:
+    moved = []
+    for share in (0.0, 1.0, 10.0):
+        run = training.Run(config(folder, out=folder.parent / str(share), scale_lr=share), ALONE)
+        run.epoch(0)
+        moved.append(max(float((s.detach() - 1).abs().max()) for s in scales(run.model)))
+    assert moved[0] == 0
+    assert 0 < moved[1] < moved[2]
+
+
+def test_training_goes_on_from_given_weights_with_a_head_for_other_classes(folder: Path) -> None:
+    training.train(config(folder))
+    init = folder.parent / "run" / "model.safetensors"
+    start = training._start(config(folder, init=init))
+    given, _ = weights.load(init)
+    assert all(torch.equal(start.state_dict()[name], t) for name, t in given.state_dict().items())
+    other = training._start(config(folder, init=init, model=ModelConfig("resnet20", 7, 16)))
+    assert other.fc.out_features == 7
+    assert torch.equal(other.layer1[0].conv1.weight, given.layer1[0].conv1.weight)
+    with pytest.raises(ValueError, match="holds another network than resnet20 with none"):
+        training._start(config(folder, init=init, model=ModelConfig("resnet20", 2, 16, attention="none")))
+
+
+def test_a_run_leaves_one_record_of_all_of_it(folder: Path) -> None:
+    training.train(config(folder))
+    record = json.loads((folder.parent / "run" / "record.json").read_text())
+    _, card = weights.load(folder.parent / "run" / "model.safetensors")
+    assert record["metrics"] == card.metrics
+    assert [line["epoch"] for line in record["log"]] == [1, 2, 3]
+    assert set(record["log"][0]["attention"]) == {f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2)}
+    assert record["config"]["model"]["arch"] == "resnet20"
+    assert record["params"] > 200_000
+
+
+def test_mean_and_deviation_are_the_training_images_own(folder: Path) -> None:
+    split = load_split(str(folder), "train", 16)
+    mean, std = statistics(str(folder), 16)
+    pixels = split.pixels.double().numpy() / 255
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-4)
+    assert std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-3)
 
 
 def test_mixes_keep_the_share_they_say() -> None:
