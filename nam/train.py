@@ -152,8 +152,9 @@ class Run:
     def _read(self) -> None:
         """The images to train on, those held out, and a few whose gates the log describes."""
         config = self.config
-        # Kept as large as the largest crop; addressed by index, so that no copy of them is made.
+        # Kept as large as the largest crop; addressed by index, so that no copy of them is made in this memory.
         self.images = load_split(config.data, "train", max(side for side, _ in config.stages))
+        self.pixels = _near(self.images.pixels, self.device)
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
         self.trained = order[config.holdout :]
         self.held_out = _served(config, order[: config.holdout])
@@ -180,7 +181,7 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["share"] * _rate(config, epoch + i / steps)
             chosen = order[i * config.batch : (i + 1) * config.batch][rank::count]
-            pixels = self.images.pixels[chosen].to(self.device, non_blocking=True)
+            pixels = self.pixels[chosen.to(self.pixels.device)].to(self.device, non_blocking=True)
             images = _augmented(pixels, config, config.side(epoch), generator)
             yield images, self.images.labels[chosen].to(self.device), generator
 
@@ -262,6 +263,13 @@ def _start(config: TrainConfig) -> Model:
 
 def _averaged(model: Model, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+
+
+def _near(pixels: Tensor, device: torch.device) -> Tensor:
+    """The pixels on a CUDA device, where a quarter of its free memory holds them; else as they are."""
+    if device.type != "cuda" or pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+        return pixels
+    return pixels.to(device)
 
 
 def _served(config: TrainConfig, indices: Tensor) -> Split:

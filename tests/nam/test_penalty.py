@@ -21,8 +21,9 @@ def gradients(run: training.Run, penalty: float) -> list[torch.Tensor]:
     """Of every gamma and lambda, of one fixed batch."""
     run.config = dataclasses.replace(run.config, penalty=penalty)
     run.model.zero_grad()
-    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 255
-    run.loss(images, torch.arange(8) % 2, torch.empty(0, dtype=torch.int64), 1.0).backward()
+    images = (torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 255).to(run.device)
+    labels = (torch.arange(8) % 2).to(run.device)
+    run.loss(images, labels, torch.empty(0, dtype=torch.int64), 1.0).backward()
     return [s.grad.clone() for s in scales(run.model)]
 
 
