@@ -134,7 +134,9 @@ def settings(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     from nam.train import train as run
 
-    print(json.dumps(run(_train_config(arguments))))
+    # Of torchrun's processes the first alone has something to say.
+    if result := run(_train_config(arguments)):
+        print(json.dumps(result))
     return 0
 
 
@@ -147,8 +149,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     model, card = weights.load(arguments.weights or weights.DEFAULT)
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
-    split.expect([label.id for label in card.labels])
-    facts = {"weights": card.name, "sha256": card.sha256, "data": arguments.data, "split": arguments.split}
+    split, how = split.labelled([label.id for label in card.labels], [label.en for label in card.labels])
+    facts = {"weights": card.name, "sha256": card.sha256, "notes": card.notes, "data": arguments.data}
+    facts |= {"split": arguments.split, "classes_by": how}
     line: dict[str, Any] = facts | run(place(model, choose_device()), split) | cost(model, card.config.size)
     if arguments.attention:
         from nam.alive import liveness
@@ -186,7 +189,7 @@ _WRITERS: dict[str, Callable[[dict[str, Any], bytes, Engine, Settings], bytes]] 
 
 def _table(path: Path, content: dict[str, Any]) -> str:
     rows = [f"  {p['probability']:6.1%}  {p['label']}  ({p['class_id']})" for p in content["predictions"]]
-    return "\n".join([str(path), *rows])
+    return "\n".join([str(path), *rows, *(f"  note: {note}" for note in content.get("notes", []))])
 
 
 def _progress(items: list[Path], unit: str) -> Any:
@@ -203,27 +206,44 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
-    """The recipe, above it the flags; mean and deviation are the data's own, or those of the weights to start from."""
+    """The flags; below them what the weights to start from say of the network; below these the recipe."""
     from nam.build import ModelConfig
-    from nam.data import class_count, statistics
+    from nam.data import class_count
     from nam.recipes import RECIPES, TrainConfig
-    from nam.weights import load
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    fields = {**RECIPES[arguments.recipe], **given}
+    recipe = {"arch": "resnet18", "attention": "nam", **RECIPES[arguments.recipe]}
+    fields = {**recipe, **_started(arguments.init), **given}
+    if not fields["attention"].startswith("nam") and "penalty" not in given:
+        fields["penalty"] = 0.0
     if "stages" not in fields:
         if "epochs" not in fields:
             raise ValueError("say --epochs or --stages: this recipe has no length of its own")
         fields["stages"] = ((arguments.size, fields["epochs"]),)
-    if arguments.init:
-        start = load(arguments.init)[1].config
-        measured: Any = (start.mean, start.std)
-    else:
-        measured = statistics(arguments.data, max(side for side, _ in fields["stages"]))
-    fields = {"classes": class_count(arguments.data), "mean": measured[0], "std": measured[1], **fields}
+    fields = {**_measured(arguments.data, fields), "classes": class_count(arguments.data), **fields}
     model = ModelConfig(**{f.name: fields[f.name] for f in dataclasses.fields(ModelConfig) if f.name in fields})
     known = {f.name for f in dataclasses.fields(TrainConfig)} - {"model"}
     return TrainConfig(model=model, **{name: value for name, value in fields.items() if name in known})
+
+
+def _started(init: Path | None) -> dict[str, Any]:
+    """What the network of given weights is, but for its size and classes."""
+    from nam.weights import load
+
+    if init is None:
+        return {}
+    fields = load(init)[1].config.to_dict()
+    return {name: value for name, value in fields.items() if name not in ("classes", "size")}
+
+
+def _measured(data: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The training images' own mean and deviation, where nothing says them."""
+    from nam.data import statistics
+
+    if "mean" in fields and "std" in fields:
+        return {}
+    mean, std = statistics(data, max(side for side, _ in fields["stages"]))
+    return {"mean": mean, "std": std}
 
 
 def _stages(text: str) -> tuple[tuple[int, int], ...]:
@@ -257,9 +277,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 def _command(commands: Any, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
-        run.__name__, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        run.__name__, help=help, description=help, formatter_class=_Formatter
     )
     command.set_defaults(run=run)
     return command
@@ -341,24 +368,25 @@ def _add_training(commands: Any) -> None:
     )
     add(
         "--arch",
-        default="resnet18",
         choices=["resnet18", "resnet20", "resnet34", "resnet50", "resnet101", "mobilenetv2"],
+        help="else that of --init, or resnet18",
     )
     add(
         "--attention",
-        default="nam",
         choices=["none", "half", "nam", "nam-spatial", "nam-both", "se", "bam", "cbam"],
-        help="half: the branch times 1/2, what an inert gate does",
+        help="half: the branch times 1/2, what an inert gate does; else that of --init, or nam",
     )
     add("--size", type=int, required=True, help="side of the served input, px")
-    add("--epochs", type=int, help="epochs at the served size")
-    add("--stages", type=_stages, help="side:epochs of each stage instead, as 32:4,48:2,64:8")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, help="epochs at the served size; else the recipe's")
+    length.add_argument("--stages", type=_stages, help="side:epochs of each stage instead, as 32:4,48:2,64:8")
     add("--init", type=Path, help="weights to start from, as nam train or nam convert wrote them")
     for name, options in _RECIPE_FLAGS.items():
         add("--" + name.replace("_", "-"), **options)
     add("--seed", type=int, default=0)
     add("--holdout", type=int, default=0, help="training images kept out and measured after every epoch")
     add("--labels", type=Path, help="a table class_id, en, zh for the card")
+    add("--source", default="", help="where the data come from, and their terms, for the card")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; by default on CUDA alone")
     command = _command(

@@ -192,9 +192,9 @@ class TorchEngine:
 
 def _choose(asked: Device) -> tuple[torch.device, str]:
     """The device, and why. Raises EngineError where CUDA is asked for and there is none."""
-    device = choose_device(asked)
     if asked == "cuda" and not torch.cuda.is_available():
         raise EngineError("NAM_DEVICE=cuda, and torch finds no CUDA device")
+    device = choose_device(asked)
     if asked != "auto":
         return device, "asked for"
     return device, "CUDA found" if device.type == "cuda" else "no CUDA device found"

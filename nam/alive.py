@@ -60,11 +60,13 @@ def spread(model: Model, pixels: Tensor) -> dict[str, tuple[float, float]]:
     gates = {name: _ranking(block.attention) for name, block in model.blocks() if isinstance(block.attention, NAM)}
     if not gates:
         return {}
-    was_training = model.training
+    was_training, sums = model.training, torch.zeros(len(gates))
     model.eval()
-    _, values = model.forward_with_gates(pixels.to(next(model.parameters()).device))
+    for part in pixels.split(32):
+        _, values = model.forward_with_gates(part.to(next(model.parameters()).device))
+        sums += torch.stack([value.std((1, 2, 3), correction=0).sum() for value in values]).cpu()
     model.train(was_training)
-    stds = [float(value.std((1, 2, 3), correction=0).mean()) for value in values]
+    stds = (sums / len(pixels)).tolist()
     peaks = [float(w.max()) * len(w) for w in map(shares, gates.values())]
     return {name: (round(std, 5), round(peak, 4)) for name, std, peak in zip(gates, stds, peaks, strict=True)}
 

@@ -45,6 +45,13 @@ class ModelConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no network is."""
+        if min(self.classes, self.size) < 1:
+            raise ValueError("classes and size are at least 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std are three numbers each, and std above 0")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -63,6 +70,8 @@ def build(config: ModelConfig) -> Model:
 
 def choose_device(asked: str = "auto") -> torch.device:
     """``auto``: CUDA where torch finds it, else the CPU; anything else as asked."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here")
     if asked != "auto":
         return torch.device(asked)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

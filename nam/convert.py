@@ -200,10 +200,17 @@ def _read_checkpoint(path: Path) -> State:
         raise
     except Exception as error:  # whatever a damaged or a hostile file makes of the unpickler
         raise WeightsError(f"{path} is refused: a checkpoint holds tensors and plain values, nothing else") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not (isinstance(state, dict) and state and all(_named_tensor(*item) for item in state.items())):
         raise WeightsError(f"{path} holds no state dict")
     return dict(state)
+
+
+def _named_tensor(name: object, value: object) -> bool:
+    """Of floating numbers, but for a batch norm's count of batches."""
+    if not (isinstance(name, str) and isinstance(value, Tensor)):
+        return False
+    return value.is_floating_point() or name.endswith("num_batches_tracked")
 
 
 def _kind(state: State, ours: bool) -> Kind:

@@ -20,8 +20,9 @@ class TrainConfig:
     ``scale_lr``: the learning rate of NAM's gamma and lambda, as a multiple of the others'; ``decay_scales``: weight
     decay on biases and batch-norm scales too; ``penalty``: p of eq. 4. ``init``: weights to start from instead of
     random ones; where they know other classes, the last layer starts afresh. ``ema``: the decay, a step, of the
-    averaged weights which are evaluated and exported; 0 takes the last step's. ``holdout``: training images kept out
-    and measured after every epoch, so that the validation set stays unseen.
+    averaged weights which are evaluated and exported, less while there are few steps; 0 takes the last step's.
+    ``holdout``: training images kept out and measured after every epoch, so that the validation set stays unseen.
+    ``recipe`` and ``source``, where the data come from and their terms: for the card.
     """
 
     data: str
@@ -49,13 +50,22 @@ class TrainConfig:
     seed: int = 0
     holdout: int = 0
     init: Path | None = None
+    recipe: str = "base"
+    source: str = ""
     labels: Path | None = None
     device: str = "auto"
     compile: bool | None = None
 
     def __post_init__(self) -> None:
+        """Raises ValueError for what could only fail later."""
         if self.crop == "padded" and len(self.stages) > 1:
             raise ValueError("the padded crop keeps the images' size: one stage only")
+        if self.penalty and not self.model.attention.startswith("nam"):
+            raise ValueError(f"the sparsity penalty needs NAM: {self.model.attention} has no gamma and no lambda")
+        if self.batch < 1 or self.epochs < 1:
+            raise ValueError("a run has at least one epoch, and a batch at least one image")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"{self.warmup_epochs:g} epochs of warm-up leave nothing of {self.epochs}")
 
     @property
     def epochs(self) -> int:

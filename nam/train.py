@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -33,7 +33,7 @@ from nam.data import Split, load_split
 from nam.evaluate import cost, evaluate
 from nam.penalty import scales, sparsity
 from nam.recipes import TrainConfig
-from nam.weights import Card, Label, load, read_labels, save
+from nam.weights import Card, Label, file_sha256, load, locate, read_labels, save
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,17 @@ def processes(device: str) -> Iterator[Place]:
         yield Place(choose_device(device))
         return
     kind = choose_device(device).type
-    # The first process decodes the data while the others wait: hours for a large set.
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=6))
-    local = torch.device(kind, distributed.get_node_local_rank()) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        local = torch.device(kind, distributed.get_node_local_rank())
+        torch.cuda.set_device(local)
+        distributed.init_process_group("nccl", device_id=local)
+    else:
+        local = torch.device(kind)
+        distributed.init_process_group("gloo")
     try:
         yield Place(local, distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
-
-
-@contextmanager
-def _first_alone(at: Place) -> Iterator[None]:
-    """The first process goes ahead and leaves its files; the others wait, and find them."""
-    if not at.first:
-        distributed.barrier()
-    yield
-    if at.first and at.count > 1:
-        distributed.barrier()
 
 
 class Run:
@@ -93,16 +87,18 @@ class Run:
     def __init__(self, config: TrainConfig, at: Place) -> None:
         self.config, self.at, self.device = config, at, at.device
         config.out.mkdir(parents=True, exist_ok=True)
-        with _first_alone(at):
-            self._read()
+        if config.batch % at.count:
+            raise ValueError(f"a batch of {config.batch} is no multiple of {at.count} processes")
+        self._read()
         if len(self.trained) < config.batch:
             raise ValueError(f"{len(self.trained)} images to train on are less than a batch of {config.batch}")
         torch.manual_seed(config.seed)
-        self.model = place(_start(config), self.device)
+        self.model = place(_start(config, self.images.classes), self.device)
         self.average = _averaged(self.model, config.ema)
         self.optimizer = torch.optim.SGD(_groups(self.model, config), config.lr, 0.9, nesterov=config.nesterov)
         self.step_model = self._wrapped()
         self.done, self.seconds = 0, 0.0
+        self.lines: list[dict[str, Any]] = []
         self._resume()
 
     @property
@@ -113,27 +109,28 @@ class Run:
     def epoch(self, epoch: int) -> None:
         """One pass over the training images, then the checkpoint and a line in the log."""
         started = time.monotonic()
+        # What the network itself draws (dropout), so that a run that goes on draws the same.
+        torch.manual_seed(self._seed(epoch) * 1009 + self.at.rank)
         self.model.train()
         losses = [self._step(images, labels, generator) for images, labels, generator in self._batches(epoch)]
         self.seconds += time.monotonic() - started
         self.done = epoch + 1
         if self.at.first:
+            self.lines.append(self._line(epoch, float(torch.stack(losses).mean())))
             self._checkpoint()
-            self._log(epoch, float(torch.stack(losses).mean()))
 
     def finish(self) -> dict[str, Any]:
         """Write the weights, and in their card what the written file reaches on the whole validation split."""
         path = self.config.out / "model.safetensors"
-        card = _card(self.config, self.images.classes, len(self.trained), self.seconds, self.at)
+        card = _card(self.config, self.labels, len(self.trained), self.seconds, self.at)
         save(path, self.result, card)
         model, _ = load(path)
-        val = load_split(self.config.data, "val", self.config.model.size)
-        val.expect(self.images.classes)
-        accuracy = evaluate(place(model, self.device), val)
-        measures = alive.liveness(model, val)
+        accuracy = evaluate(place(model, self.device), self.val)
+        measures = alive.liveness(model, self.val)
         metrics = {"val": accuracy, **({"attention": measures} if measures else {})}
-        save(path, model, replace(card, metrics=metrics, notes=alive.verdict(measures)))
-        self._record(metrics, model)
+        card = replace(card, metrics=metrics, notes=alive.verdict(measures))
+        save(path, model, card)
+        self._record(card, model)
         return {"weights": str(path), **accuracy, "epochs": self.config.epochs, "train_seconds": round(self.seconds)}
 
     def loss(self, images: Tensor, labels: Tensor, partner: Tensor, share: float) -> Tensor:
@@ -150,7 +147,8 @@ class Run:
         return loss
 
     def _read(self) -> None:
-        """The images to train on, those held out, and a few whose gates the log describes."""
+        """The images to train on, those held out, a few whose gates the log describes, and what only the end needs: an
+        error there would come too late."""
         config = self.config
         # Kept as large as the largest crop; addressed by index, so that no copy of them is made in this memory.
         self.images = load_split(config.data, "train", max(side for side, _ in config.stages))
@@ -159,6 +157,10 @@ class Run:
         self.trained = order[config.holdout :]
         self.held_out = _served(config, order[: config.holdout])
         self.looked_at = _served(config, self.trained[:256])
+        self.val = load_split(config.data, "val", config.model.size)
+        self.val.expect(self.images.classes)
+        known = read_labels(config.labels) if config.labels else {}
+        self.labels = [known.get(c, Label(c, c)) for c in self.images.classes]
 
     def _wrapped(self) -> nn.Module:
         """The network as a step calls it: over all processes, and compiled where that is faster."""
@@ -169,10 +171,13 @@ class Run:
         compiled = self.device.type == "cuda" if self.config.compile is None else self.config.compile
         return cast(nn.Module, torch.compile(model)) if compiled else model
 
+    def _seed(self, epoch: int) -> int:
+        return self.config.seed * 100_003 + epoch
+
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
         """This process's share of every batch, with the generator that all its random numbers come from."""
         config, rank, count = self.config, self.at.rank, self.at.count
-        seed = config.seed * 100_003 + epoch
+        seed = self._seed(epoch)
         order = self.trained[torch.randperm(len(self.trained), generator=torch.Generator().manual_seed(seed))]
         generator = torch.Generator().manual_seed(seed * 1009 + rank)
         steps = len(order) // config.batch
@@ -204,20 +209,18 @@ class Run:
         kind, alpha = kinds[int(torch.randint(0, len(kinds), (1,), generator=generator))]
         return kind(images, alpha, generator)
 
-    def _log(self, epoch: int, loss: float) -> None:
+    def _line(self, epoch: int, loss: float) -> dict[str, Any]:
+        """An epoch in the log; the loss is of the first process's share."""
         line: dict[str, Any] = {"epoch": epoch + 1, "side": self.config.side(epoch), "loss": round(loss, 4)}
         if len(self.held_out):
             line |= {"held_out": evaluate(self.result, self.held_out, progress=False)}
-        line |= {"attention": alive.spread(self.result, self.looked_at.pixels), "seconds": round(self.seconds)}
-        with (self.config.out / "log.jsonl").open("a") as log:
-            print(json.dumps(line), file=log)
+        return line | {"attention": alive.spread(self.result, self.looked_at.pixels), "seconds": round(self.seconds)}
 
-    def _record(self, metrics: dict[str, Any], model: Model) -> None:
-        """The whole run in one file: what it was, its log, what came out, what the network costs."""
-        log = [json.loads(line) for line in (self.config.out / "log.jsonl").read_text().splitlines()]
-        what = json.loads(_identity(self.config))
-        record = {"config": what, "log": log, "metrics": metrics, **cost(model, self.config.model.size)}
-        (self.config.out / "record.json").write_text(json.dumps(record))
+    def _record(self, card: Card, model: Model) -> None:
+        """The whole run in one file: what it was, where it ran, its log, what came out, what the network costs."""
+        what = {"config": json.loads(_identity(self.config)), "recipe": card.recipe, "log": self.lines}
+        record = {**what, "metrics": card.metrics, **cost(model, self.config.model.size)}
+        (self.config.out / "record.json").write_text(json.dumps(record, default=str))
 
     def _checkpoint(self) -> None:
         state = {
@@ -227,10 +230,12 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "done": self.done,
             "seconds": self.seconds,
+            "lines": self.lines,
         }
         path = self.config.out / "last.pt"
         torch.save(state, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
+        (self.config.out / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in self.lines))
 
     def _resume(self) -> None:
         path = self.config.out / "last.pt"
@@ -243,26 +248,41 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.done, self.seconds = state["done"], state["seconds"]
+        self.done, self.seconds, self.lines = state["done"], state["seconds"], state["lines"]
 
 
-def _start(config: TrainConfig) -> Model:
-    """The network to train: fresh, or with the weights of ``init``, whose last layer counts where the classes agree."""
+def _start(config: TrainConfig, classes: list[str]) -> Model:
+    """The network to train: fresh, or with the weights of ``init``, but for the last layer where the classes differ."""
     model = build(config.model)
     if config.init is None:
         return model
-    given, _ = load(config.init)
-    state, own = given.state_dict(), model.state_dict()
-    other_head = {name for name in state if own.get(name, state[name]).shape != state[name].shape}
-    unfit = other_head - {name for name in state if name.startswith(("fc.", "classifier."))}
-    missing = model.load_state_dict({n: t for n, t in state.items() if n not in other_head}, strict=False)
-    if unfit or missing.unexpected_keys or set(missing.missing_keys) - other_head:
-        raise ValueError(f"{config.init} holds another network than {config.model.arch} with {config.model.attention}")
+    given, card = load(config.init)
+    for field in ("arch", "stem", "attention"):
+        if getattr(card.config, field) != getattr(config.model, field):
+            raise ValueError(
+                f"{config.init} has {field} {getattr(card.config, field)}, not {getattr(config.model, field)}"
+            )
+    state = given.state_dict()
+    if [label.id for label in card.labels] != classes:
+        fresh = model.state_dict()
+        state |= {name: fresh[name] for name in state if name.startswith(("fc.", "classifier."))}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{config.init} does not fit: {error}") from error
     return model
 
 
 def _averaged(model: Model, decay: float) -> AveragedModel | None:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    """An average that begins as a plain one: a short run would else export what it started from."""
+    if not decay:
+        return None
+
+    def average(averaged: Any, current: Any, steps: Tensor | int) -> None:
+        n = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, steps)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def _near(pixels: Tensor, device: torch.device) -> Tensor:
@@ -317,26 +337,34 @@ def _rate(config: TrainConfig, epoch: float) -> float:
 def _identity(config: TrainConfig) -> str:
     """What two runs must share for one to go on from the other's checkpoint."""
     fields = asdict(config)
-    for free in ("data", "out", "device", "compile", "labels", "name"):
+    for free in ("data", "out", "device", "compile", "labels", "name", "recipe", "source"):
         del fields[free]
     return json.dumps(fields, sort_keys=True, default=str)
 
 
-def _card(config: TrainConfig, classes: list[str], images: int, seconds: float, at: Place) -> Card:
-    recipe = {k: v for k, v in asdict(config).items() if k not in {"data", "out", "name", "model", "labels", "device"}}
-    known = read_labels(config.labels) if config.labels else {}
-    device = torch.cuda.get_device_name() if at.device.type == "cuda" else f"{platform.machine()} CPU"
+def _card(config: TrainConfig, labels: list[Label], images: int, seconds: float, at: Place) -> Card:
+    left_out = {"data", "out", "name", "model", "labels", "device", "source", "init"}
+    recipe = {k: v for k, v in asdict(config).items() if k not in left_out}
     return Card(
         name=config.name,
         config=config.model,
-        labels=[known.get(c, Label(c, c)) for c in classes],
+        labels=labels,
+        source=config.source,
         recipe={
             **recipe,
+            "data": Path(config.data).name,
+            "init": file_sha256(locate(config.init)) if config.init else "",
             "epochs": config.epochs,
             "images": images,
             "train_seconds": round(seconds),
-            "device": device,
+            "device": _device_name(at.device),
             "processes": at.count,
             "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         },
     )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -65,7 +65,7 @@ def trivial_augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     strength. Eight neighbours in the batch share a draw: on the device an operation an image would be all overhead."""
     augment = v2.TrivialAugmentWide()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
         return torch.cat([augment(part) for part in pixels.split(8)])
 
 

@@ -18,7 +18,8 @@ from nam.gated import Stem
 from nam.recipes import TrainConfig
 from nam.weights import Card, Label, load, save
 
-REQUIRED = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "64", "--stages", "32:4,64:8"]
+SHORT = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "64"]
+REQUIRED = [*SHORT, "--stages", "32:4,64:8"]
 
 
 def test_the_flags_defaults_are_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,15 +46,20 @@ def test_a_recipe_brings_its_length_and_base_has_none(monkeypatch: pytest.Monkey
     short = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "32"]
     assert cli._train_config(cli._parser().parse_args([*short, "--recipe", "paper"])).stages == ((32, 200),)
     assert cli._train_config(cli._parser().parse_args([*short, "--epochs", "9"])).stages == ((32, 9),)
+    for attention in ("none", "se"):
+        flags = [*short, "--recipe", "paper", "--attention", attention]
+        assert cli._train_config(cli._parser().parse_args(flags)).penalty == 0
     with pytest.raises(ValueError, match="say --epochs or --stages"):
         cli._train_config(cli._parser().parse_args(short))
 
 
-def test_weights_to_start_from_bring_their_mean_and_deviation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = ModelConfig("resnet20", 1, 16, mean=(0.3, 0.2, 0.1), std=(0.3, 0.3, 0.3))
-    save(tmp_path / "w.safetensors", build(config), Card("tiny", config, [Label("a", "a")]))
-    model = parsed(monkeypatch, "--init", str(tmp_path / "w.safetensors")).model
-    assert (model.mean, model.std) == (config.mean, config.std)
+def test_weights_to_start_from_say_what_the_network_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = ModelConfig("resnet20", 1, 16, "nam", "cifar", "unit-mean", True, (0.3, 0.2, 0.1), (0.3, 0.3, 0.3))
+    save(tmp_path / "w.safetensors", build(given), Card("tiny", given, [Label("a", "a")]))
+    init = ["--init", str(tmp_path / "w.safetensors")]
+    assert parsed(monkeypatch, *init).model == dataclasses.replace(given, classes=10, size=64)
+    other = parsed(monkeypatch, *init, "--weighting", "sum-one", "--no-live-gradient").model
+    assert (other.weighting, other.live_gradient, other.mean) == ("sum-one", False, given.mean)
 
 
 def test_every_field_of_the_configs_has_its_flag() -> None:
@@ -103,6 +109,8 @@ def test_evaluate_says_it_all_in_one_line(colours: Path, capsys: pytest.CaptureF
         "sha256": card.sha256,
         "data": str(colours),
         "split": "held",
+        "notes": [],
+        "classes_by": "id",
         **measure.evaluate(model, split),
         **measure.cost(model, 16),
         "attention": liveness(model, split),
@@ -124,7 +132,7 @@ def test_evaluate_refuses_in_one_line(colours: Path, capsys: pytest.CaptureFixtu
     for weights, folder, said in (
         (str(colours / "missing"), colours, "neither a weights file nor the name of shipped weights"),
         (str(pickled), colours, "cannot be read as safetensors"),
-        (written(colours, "none", ("a", "b")), colours, "the data has 2 classes that are not the 2 of the network"),
+        (written(colours, "none", ("a", "b")), colours, "2 of the data's 2 classes are not among the 2 of the network"),
         (written(colours, "none"), colours / "nowhere", "is not a folder"),
     ):
         code, out, err = evaluate(capsys, weights, folder)

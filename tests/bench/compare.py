@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from nam import data as datasets
 from nam.build import ModelConfig, build, place
@@ -103,8 +104,10 @@ def _second_half(config: TrainConfig, start: str, preset: str, seed: int, data: 
     half = tuple((side, epochs // 2) for side, epochs in config.stages)
     plain = configure("none", preset, seed, data, runs)
     plain = dataclasses.replace(plain, out=runs / preset / f"first-half-{seed}", stages=half, name="first half")
-    if not (plain.out / "record.json").exists():
-        train(plain)
+    plain.out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{plain.out}.lock"):
+        if not (plain.out / "record.json").exists():
+            train(plain)
     init = plain.out / "model.safetensors"
     if start == "warm":
         model, card = load(init)
@@ -151,15 +154,19 @@ def _going(process: subprocess.Popen[bytes]) -> bool:
 
 
 def gather(preset: str, runs: Path) -> None:
-    """The records of all finished runs as they are, a line each, in ``weights/comparison/<preset>.jsonl``."""
-    lines = []
+    """The records of all finished runs as they are, a line each, in ``weights/comparison/<preset>.jsonl``. Those that
+    came from elsewhere stay."""
+    path = OUT / f"{preset}.jsonl"
+    found = {(r["row"], r["seed"]): r for records in read(preset).values() for r in records} if path.exists() else {}
     for row in ROWS:
         for seed in SEEDS:
-            path = runs / preset / f"{_slug(row)}-{seed}" / "record.json"
-            if path.exists():
-                lines.append(json.dumps({"row": row, "seed": seed, **json.loads(path.read_text())}))
+            record = runs / preset / f"{_slug(row)}-{seed}" / "record.json"
+            if record.exists():
+                found[row, seed] = {"row": row, "seed": seed, **json.loads(record.read_text())}
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / f"{preset}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    ordered = (found[row, seed] for row in ROWS for seed in SEEDS if (row, seed) in found)
+    path.with_suffix(".partial").write_text("".join(f"{json.dumps(record)}\n" for record in ordered))
+    path.with_suffix(".partial").rename(path)
 
 
 def _slug(row: str) -> str:

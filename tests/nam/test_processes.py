@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from nam import train as training
 from nam import weights
 from nam.data import load_split
-from tests.nam.test_train import folder
+from tests.nam.test_train import config, folder
 
 __all__ = ["folder"]
 
@@ -33,38 +35,29 @@ def torchrun(*command: str, cwd: Path) -> str:
 
 
 def test_two_processes_train_one_network(folder: Path) -> None:
-    """One writes, both hold the same weights, and the penalty moves gradients by p * sign over both."""
+    """Both hold the same weights, also where the run was interrupted, and the penalty moves gradients by p * sign when
+    compiled over both."""
     load_split(str(folder), "val", 16)
     out = torchrun(str(Path(__file__).with_name("two_processes.py")), str(folder), cwd=folder.parent)
     seen = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert sorted(line["rank"] for line in seen) == [0, 1]
-    assert seen[0]["weights"] == seen[1]["weights"]
+    assert len({weights for line in seen for weights in line["weights"]}) == 1
     assert seen[0]["images"] != seen[1]["images"]
     assert max(line["penalty_error"] for line in seen) < 1e-5
 
 
-def test_the_command_runs_under_torchrun_and_goes_on(folder: Path) -> None:
-    flags = [
-        "--no-python",
-        str(Path(sys.executable).with_name("nam")),
-        "train",
-        "--data",
-        str(folder),
-        "--out",
-        "run",
-        "--name",
-        "n",
-        "--arch",
-        "resnet20",
-    ]
-    flags += ["--size", "16", "--epochs", "2", "--batch", "16", "--device", "cpu", "--penalty", "1e-4"]
-    first = torchrun(*flags, cwd=folder.parent)
-    lines = [line for line in first.splitlines() if line.startswith("{") and "weights" in line]
-    assert len(lines) == 1
+def test_the_command_runs_under_torchrun(folder: Path) -> None:
+    """The first process alone has something to say, and a finished run says it again."""
+    flags = ["--no-python", str(Path(sys.executable).with_name("nam")), "train", "--data", str(folder), "--out", "run"]
+    flags += ["--name", "two", "--arch", "resnet20", "--size", "16", "--epochs", "2", "--batch", "16"]
+    flags += ["--device", "cpu", "--penalty", "1e-4"]
+    first, again = (json.loads(torchrun(*flags, cwd=folder.parent)) for _ in range(2))
+    assert first == again
     _, card = weights.load(folder.parent / "run" / "model.safetensors")
-    assert card.recipe["processes"] == 2
-    assert card.recipe["epochs"] == 2
-    state = torch.load(folder.parent / "run" / "last.pt", weights_only=True)
-    assert state["done"] == 2
-    again = torchrun(*flags, cwd=folder.parent)
-    assert json.loads(again.splitlines()[-1])["top1"] == json.loads(lines[0])["top1"]
+    assert (card.recipe["processes"], card.recipe["epochs"]) == (2, 2)
+    assert len((folder.parent / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_batch_that_does_not_divide_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="a batch of 15 is no multiple of 2 processes"):
+        training.Run(config(folder, batch=15), training.Place(torch.device("cpu"), 0, 2))

@@ -269,14 +269,90 @@ def test_the_scales_have_a_learning_rate_of_their_own(folder: Path) -> None:
 def test_training_goes_on_from_given_weights_with_a_head_for_other_classes(folder: Path) -> None:
     training.train(config(folder))
     init = folder.parent / "run" / "model.safetensors"
-    start = training._start(config(folder, init=init))
+    start = training._start(config(folder, init=init), ["blue", "red"])
     given, _ = weights.load(init)
     assert all(torch.equal(start.state_dict()[name], t) for name, t in given.state_dict().items())
-    other = training._start(config(folder, init=init, model=ModelConfig("resnet20", 7, 16)))
+    other = training._start(config(folder, init=init, model=ModelConfig("resnet20", 7, 16)), list("abcdefg"))
     assert other.fc.out_features == 7
     assert torch.equal(other.layer1[0].conv1.weight, given.layer1[0].conv1.weight)
-    with pytest.raises(ValueError, match="holds another network than resnet20 with none"):
-        training._start(config(folder, init=init, model=ModelConfig("resnet20", 2, 16, attention="none")))
+    renamed = training._start(config(folder, init=init), ["green", "red"])
+    assert not torch.equal(renamed.fc.weight, given.fc.weight)
+    with pytest.raises(ValueError, match="has attention nam, not none"):
+        training._start(config(folder, init=init, model=ModelConfig("resnet20", 2, 16, attention="none")), ["a", "b"])
+
+
+def test_the_average_of_a_short_run_is_not_what_it_started_from(folder: Path) -> None:
+    result = training.train(config(folder, ema=0.9998, stages=((16, 8),)))
+    assert result["top1"] == 100.0
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenetv2"])
+def test_a_run_goes_on_with_the_same_random_numbers(folder: Path, arch: str) -> None:
+    """Those of dropout too, which the network draws itself."""
+    ends = []
+    for name, pause in (("whole", False), ("parts", True)):
+        model = ModelConfig(arch, 2, 16, stem="cifar")
+        c = config(folder, out=folder.parent / name, model=model, trivial_augment=True)
+        run = training.Run(c, ALONE)
+        for epoch in range(3):
+            if pause and epoch == 1:
+                torch.rand(7)
+                run = training.Run(c, ALONE)
+            run.epoch(epoch)
+        ends.append(run.model.state_dict())
+    assert all(torch.equal(t, ends[1][name]) for name, t in ends[0].items())
+
+
+def test_a_run_begun_again_has_a_log_of_its_own(folder: Path) -> None:
+    training.Run(config(folder), ALONE).epoch(0)
+    (folder.parent / "run" / "last.pt").unlink()
+    run = training.Run(config(folder, seed=1), ALONE)
+    run.epoch(0)
+    run.epoch(1)
+    lines = (folder.parent / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalty": 1e-4, "model": ModelConfig("resnet20", 2, 16, "none")}, "needs NAM: none"),
+        ({"stages": ((16, 0),)}, "at least one epoch"),
+        ({"batch": 0}, "at least one image"),
+        ({"warmup_epochs": 3.0}, "leave nothing of 3"),
+        ({"crop": "padded"}, "one stage only"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(folder: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(folder, **changes)
+
+
+def test_a_missing_table_of_labels_is_found_before_the_first_epoch(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        training.Run(config(folder, labels=folder / "none.tsv"), ALONE)
+
+
+def test_a_split_takes_the_networks_labels_by_id_by_name_or_by_order(folder: Path) -> None:
+    split = load_split(str(folder), "val", 16)
+    blue, red = split.labels == 0, split.labels == 1
+    for ids, names, places, how in (
+        (["red", "green", "blue"], ["x", "y", "z"], (2, 0), "id"),
+        (["n3", "n1", "n2"], ["green", "red", "blue"], (2, 1), "name"),
+        (["0", "1"], ["0", "1"], (0, 1), "order"),
+    ):
+        labelled, found = split.labelled(ids, names)
+        assert found == how
+        assert labelled.classes == ids
+        assert (labelled.labels[blue].unique().item(), labelled.labels[red].unique().item()) == places
+    with pytest.raises(ValueError, match="1 of the data's 2 classes are not among the 3 of the network: red"):
+        split.labelled(["blue", "green", "0"], ["x", "y", "z"])
+
+
+@pytest.mark.parametrize("name", ["SVHN", "VisionDataset", "utils", "nowhere"])
+def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="torchvision has no dataset"):
+        load_split(name, "train", 16, cache=tmp_path)
 
 
 def test_a_run_leaves_one_record_of_all_of_it(folder: Path) -> None:

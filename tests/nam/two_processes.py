@@ -13,14 +13,21 @@ from tests.nam.test_train import config
 folder = Path(sys.argv[1])
 settings = dataclasses.replace(config(folder), device="cpu", ema=0.0)
 with training.processes("cpu") as at:
-    run = training.Run(settings, at)
-    images = next(run._batches(0))[0]
-    run.epoch(0)
-    moved = zip(scales(run.model), gradients(run, 0.0), gradients(run, P), strict=True)
+    images = next(training.Run(settings, at)._batches(0))[0]
+    ends = []
+    for name, pause in (("whole", False), ("parts", True)):
+        parts = dataclasses.replace(settings, out=folder.parent / name)
+        run = training.Run(parts, at)
+        run.epoch(0)
+        run = training.Run(parts, at) if pause else run
+        run.epoch(1)
+        ends.append(sum(float(p.detach().double().abs().sum()) for p in run.model.parameters()))
+    compiled = training.Run(dataclasses.replace(settings, compile=True), at)
+    moved = zip(scales(compiled.model), gradients(compiled, 0.0), gradients(compiled, P), strict=True)
     line = {
         "rank": at.rank,
         "images": float(images.sum()),
-        "weights": sum(float(p.detach().double().abs().sum()) for p in run.model.parameters()),
+        "weights": ends,
         "penalty_error": max(float((b - a - P * s.detach().sign()).abs().max()) for s, a, b in moved),
     }
     print(json.dumps(line), flush=True)
