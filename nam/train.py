@@ -14,39 +14,26 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torchvision
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from nam import alive, transforms
-from nam.build import Model, build, choose_device, place
+from nam.build import Model, build, place
 from nam.data import Split, load_split
 from nam.evaluate import cost, evaluate
 from nam.penalty import scales, sparsity
+from nam.processes import Place, processes
 from nam.recipes import TrainConfig
 from nam.weights import Card, Label, file_sha256, load, locate, read_labels, save
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process of a run works: its device, its number and how many there are."""
-
-    device: torch.device
-    rank: int = 0
-    count: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -59,26 +46,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for epoch in range(run.done, config.epochs):
             run.epoch(epoch)
         return run.finish() if at.first else {}
-
-
-@contextmanager
-def processes(device: str) -> Iterator[Place]:
-    """This process's place: alone, or one of those that torchrun started."""
-    if not distributed.is_torchelastic_launched():
-        yield Place(choose_device(device))
-        return
-    kind = choose_device(device).type
-    if kind == "cuda":
-        local = torch.device(kind, distributed.get_node_local_rank())
-        torch.cuda.set_device(local)
-        distributed.init_process_group("nccl", device_id=local)
-    else:
-        local = torch.device(kind)
-        distributed.init_process_group("gloo")
-    try:
-        yield Place(local, distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
 
 
 class Run:

@@ -1,11 +1,11 @@
 """The shipped weights are what their documents say: size, dtype, card, and the figures in weights/README.md."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from nam import weights
+from nam.alive import verdict
 
 FILES = sorted(weights.SHIPPED.glob("*.safetensors"))
 
@@ -25,12 +25,12 @@ def test_a_shipped_file_is_what_its_documents_say(file: Path) -> None:
     for fact in (card.name, card.sha256, f"{card.metrics['val']['top1']:.2f}", f"{card.metrics['val']['top5']:.2f}"):
         assert fact in told, fact
     assert card.name in (weights.SHIPPED / "LOG.md").read_text(encoding="utf-8")
-    measured = json.loads((weights.SHIPPED / f"{card.name}.attention.json").read_text())
-    assert (measured["sha256"], measured["top1"]) == (card.sha256, card.metrics["val"]["top1"])
-    for block in measured["attention"]:
-        row = (
+    for block in card.metrics["attention"]:
+        described = (
             f"| {block['block']} | {block['max_weight']:.3f} | {block['weight_entropy']:.5f} | {block['gate_std']:.3f} "
         )
-        assert f"{row}| {block['top1_lost_held']:.2f} | {block['top1_lost_permuted']:.2f} |" in told
+        held = f"{block['top1_lost_held']:.2f} ± {block['held_error']:.2f}"
+        assert f"{described}| {held} | {block['top1_lost_permuted']:.2f} ± {block['permuted_error']:.2f} |" in told
+    assert card.notes == verdict(card.metrics["attention"])
     for readme in ("README.md", "README.zh-CN.md"):
         assert f"{card.metrics['val']['top1']:.2f}" in (weights.SHIPPED.parent / readme).read_text(encoding="utf-8")

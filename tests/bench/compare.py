@@ -222,18 +222,19 @@ def _accuracy_row(row: str, found: list[dict[str, Any]], ms: float) -> str:
 def _attention_row(row: str, found: list[dict[str, Any]]) -> str:
     """Over blocks and seeds: the range of what describes, and mean and largest of what is lost."""
     blocks = [block for record in found for block in record["metrics"]["attention"]]
-    peak, entropy, gates = (_range([b[k] for b in blocks]) for k in ("max_weight", "weight_entropy", "gate_std"))
+    peak, entropy = (_range([b[k] for b in blocks], 4) for k in ("max_weight", "weight_entropy"))
+    gates = _range([b["gate_std"] for b in blocks], 2)
     return f"| {row} | {peak} | {entropy} | {gates} | {_lost(blocks, 'held')} | {_lost(blocks, 'permuted')} |"
 
 
 def _lost(blocks: list[dict[str, Any]], how: str) -> str:
     lost = [b[f"top1_lost_{how}"] for b in blocks]
     real = sum(b[f"top1_lost_{how}"] > 2 * b[f"{how}_error"] for b in blocks)
-    return f"{statistics.mean(lost):.2f}, at most {max(lost):.2f}; {real} of {len(blocks)} beyond twice the error"
+    return f"{statistics.mean(lost):z.2f}, at most {max(lost):z.2f}; in {real} of {len(blocks)} beyond twice the error"
 
 
-def _range(values: list[float]) -> str:
-    return f"{min(values):.3g} to {max(values):.3g}"
+def _range(values: list[float], digits: int) -> str:
+    return f"{min(values):.{digits}g} to {max(values):.{digits}g}"
 
 
 def _spread(values: list[float]) -> str:
@@ -271,7 +272,7 @@ def plot(preset: str, records: dict[str, list[dict[str, Any]]]) -> None:
         epochs = [line["epoch"] for line in log]
         for block in log[0]["attention"]:
             panel.plot(epochs, [line["attention"][block][0] for line in log], "o-", label=block)
-        panel.set(title=row, xlabel="epoch", yscale="log")
+        panel.set(title=row, xlabel="epoch", yscale="log", xticks=epochs)
         panel.title.set_fontsize(9)
     panels[0, 0].set_ylabel("standard deviation of the gates")
     panels[0, 0].legend(fontsize=7)

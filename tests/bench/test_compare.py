@@ -40,7 +40,7 @@ def test_mean_and_deviation_are_over_seeds() -> None:
 
 def test_losses_beyond_twice_the_error_are_counted() -> None:
     blocks = [{"top1_lost_held": lost, "held_error": 0.2} for lost in (0.39, 0.41, -1.0, 0.2)]
-    assert compare._lost(blocks, "held") == "0.00, at most 0.41; 1 of 4 beyond twice the error"
+    assert compare._lost(blocks, "held") == "0.00, at most 0.41; in 1 of 4 beyond twice the error"
 
 
 @pytest.mark.parametrize("row", compare.ROWS)

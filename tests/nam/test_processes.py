@@ -11,6 +11,7 @@ import torch
 from nam import train as training
 from nam import weights
 from nam.data import load_split
+from nam.processes import Place
 from tests.nam.test_train import config, folder
 
 __all__ = ["folder"]
@@ -60,4 +61,4 @@ def test_the_command_runs_under_torchrun(folder: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="a batch of 15 is no multiple of 2 processes"):
-        training.Run(config(folder, batch=15), training.Place(torch.device("cpu"), 0, 2))
+        training.Run(config(folder, batch=15), Place(torch.device("cpu"), 0, 2))

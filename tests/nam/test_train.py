@@ -17,6 +17,7 @@ from nam.build import ModelConfig
 from nam.data import class_count, load_split, statistics
 from nam.evaluate import evaluate
 from nam.penalty import scales
+from nam.processes import Place
 from nam.recipes import RECIPES, TrainConfig
 from nam.transforms import (
     cutmix,
@@ -28,7 +29,7 @@ from nam.transforms import (
     trivial_augment,
 )
 
-ALONE = training.Place(torch.device("cpu"))
+ALONE = Place(torch.device("cpu"))
 
 
 @pytest.fixture

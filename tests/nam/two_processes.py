@@ -7,12 +7,13 @@ from pathlib import Path
 
 from nam import train as training
 from nam.penalty import scales
+from nam.processes import processes
 from tests.nam.test_penalty import P, gradients
 from tests.nam.test_train import config
 
 folder = Path(sys.argv[1])
 settings = dataclasses.replace(config(folder), device="cpu", ema=0.0)
-with training.processes("cpu") as at:
+with processes("cpu") as at:
     images = next(training.Run(settings, at)._batches(0))[0]
     ends = []
     for name, pause in (("whole", False), ("parts", True)):
