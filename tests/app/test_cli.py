@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from app import cli
+from app.model_commands import train_config
 from nam import evaluate as measure
 from nam.alive import liveness
 from nam.build import Arch, Attention, ModelConfig, build
@@ -32,7 +33,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainConfig:
     """What the flags become, for data of ten classes and a mean and deviation of its own."""
     monkeypatch.setattr("nam.data.class_count", lambda source: 10)
     monkeypatch.setattr("nam.data.statistics", lambda source, size: ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
-    return cli._train_config(cli._parser().parse_args([*REQUIRED, *flags]))
+    return train_config(cli._parser().parse_args([*REQUIRED, *flags]))
 
 
 def test_flags_stand_above_the_recipe_and_the_recipe_above_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,13 +45,13 @@ def test_flags_stand_above_the_recipe_and_the_recipe_above_the_defaults(monkeypa
 def test_a_recipe_brings_its_length_and_base_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed(monkeypatch)
     short = ["train", "--data", "d", "--out", "o", "--name", "n", "--size", "32"]
-    assert cli._train_config(cli._parser().parse_args([*short, "--recipe", "paper"])).stages == ((32, 200),)
-    assert cli._train_config(cli._parser().parse_args([*short, "--epochs", "9"])).stages == ((32, 9),)
+    assert train_config(cli._parser().parse_args([*short, "--recipe", "paper"])).stages == ((32, 200),)
+    assert train_config(cli._parser().parse_args([*short, "--epochs", "9"])).stages == ((32, 9),)
     for attention in ("none", "se"):
         flags = [*short, "--recipe", "paper", "--attention", attention]
-        assert cli._train_config(cli._parser().parse_args(flags)).penalty == 0
+        assert train_config(cli._parser().parse_args(flags)).penalty == 0
     with pytest.raises(ValueError, match="say --epochs or --stages"):
-        cli._train_config(cli._parser().parse_args(short))
+        train_config(cli._parser().parse_args(short))
 
 
 def test_weights_to_start_from_say_what_the_network_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
