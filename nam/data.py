@@ -95,7 +95,8 @@ def class_count(source: str, cache: Path = CACHE) -> int:
 
 
 def statistics(source: str, size: int, cache: Path = CACHE) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in units of 255, over up to 10,000 training images."""
+    """Mean and standard deviation of each channel, in units of 255, over up to 10,000 training images. A channel that
+    never varies has a deviation of one step, 1/255."""
     split = load_split(source, "train", size, cache=cache)
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:10_000]
     sums = torch.zeros(2, 3, dtype=torch.float64)
@@ -103,7 +104,7 @@ def statistics(source: str, size: int, cache: Path = CACHE) -> tuple[tuple[float
         pixels = split.pixels[part].double() / 255
         sums += torch.stack([pixels.mean((2, 3)).sum(0), pixels.square().mean((2, 3)).sum(0)])
     mean, square = sums / len(chosen)
-    std = (square - mean.square()).sqrt()
+    std = (square - mean.square()).clamp_min(0).sqrt().clamp_min(1 / 255)
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
 
 

@@ -375,6 +375,13 @@ def test_mean_and_deviation_are_the_training_images_own(folder: Path) -> None:
     assert std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-3)
 
 
+def test_a_channel_that_never_varies_divides_by_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "train" / "red").mkdir(parents=True)
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / "data" / "train" / "red" / "0.png")
+    assert statistics("data", 16) == ((0.7843, 0.0, 0.0), (0.0039, 0.0039, 0.0039))
+
+
 def test_mixes_keep_the_share_they_say() -> None:
     black_and_white = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255.0)])
     for seed in range(8):

@@ -1,4 +1,4 @@
-"""What each of two processes does in test_processes.py; prints one JSON line."""
+"""What each of two processes does in test_processes.py; leaves ``<rank>.json`` beside the data."""
 
 import dataclasses
 import json
@@ -31,4 +31,4 @@ with processes("cpu") as at:
         "weights": ends,
         "penalty_error": max(float((b - a - P * s.detach().sign()).abs().max()) for s, a, b in moved),
     }
-    print(json.dumps(line), flush=True)
+    (folder.parent / f"{at.rank}.json").write_text(json.dumps(line))
