@@ -185,7 +185,9 @@ class Run:
 
     def _record(self, card: Card, model: Model) -> None:
         """The whole run in one file: what it was, where it ran, its log, what came out, what the network costs."""
-        what = {"config": json.loads(_identity(self.config)), "recipe": card.recipe, "log": self.lines}
+        config = json.loads(_identity(self.config))
+        del config["init"]  # a path of this machine; the card's recipe has its hash
+        what = {"config": config, "recipe": card.recipe, "log": self.lines}
         record = {**what, "metrics": card.metrics, **cost(model, self.config.model.size)}
         (self.config.out / "record.json").write_text(json.dumps(record, default=str))
 
