@@ -1,22 +1,24 @@
 """Groups single items into calls. Knows neither images nor HTTP nor tensors: only items, results, deadlines, threads.
 
-Permit first, no timer: each lane (one task and one thread) waits until its thread is free, then takes whatever is
-queued, up to `max_batch`. A lone item leaves at once; while the engine is busy the queue grows, and with it the next
-batch.
+Permit first, no timer: each lane, a thread, takes whatever is queued when it is free, up to `max_batch`, and leaves to
+other idle lanes their share. A lone item leaves at once; while the engine is busy the queue grows, and with it the next
+batch. A lane that has ended a batch takes the next one itself: it need not wait for the event loop's turn.
 
-Everything here runs on one event loop, except `run`, which is called in the lanes' threads.
+Callers and answers are on one event loop; `run` and the taking are in the lanes' threads, under one lock.
 Durations are in seconds; instants are of `time.monotonic()`, which is also the event loop's clock.
 """
 
 import asyncio
+import itertools
 import logging
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,8 +102,8 @@ class _Outcome(Generic[Result]):
 class Batcher(Generic[Item, Result]):
     """Callers await `submit`; `run` sees lists of 1 to `max_batch` items, oldest first, and answers in the same order.
 
-    Each lane calls `run` in a thread of its own, one call at a time, so a device can be owned by that thread.
-    `on_batch` is called on the event loop after every batch, failed ones too, and should be quick.
+    Each lane is a thread that calls `run`, one call at a time, so a device can be owned by it. `on_batch` is called on
+    the event loop after every batch, failed ones too, and should be quick.
     """
 
     def __init__(
@@ -121,13 +123,17 @@ class Batcher(Generic[Item, Result]):
         self._max_queue = max_queue
         self._on_batch = on_batch
         self._names = [f"{name}-{number}" for number in range(lanes)]
-        self._threads: list[ThreadPoolExecutor] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._queue: OrderedDict[_Waiter[Item, Result], None] = OrderedDict()  # can be left from the middle
-        self._wake = asyncio.Event()  # set: something is queued, or the lanes are to end
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: list[asyncio.Event] = []  # of each lane, set on the event loop
         self._closed_because: str | None = "not started"
-        self._in_flight = 0
         self._recent_run_s = 0.0
+        self._telling = False  # that lanes will be woken at the end of this round of the event loop
+        # What the lanes' threads and the event loop share, changed under the condition's lock.
+        self._work = threading.Condition()
+        self._queue: OrderedDict[_Waiter[Item, Result], None] = OrderedDict()  # can be left from the middle
+        self._running: dict[str, list[_Waiter[Item, Result]]] = {}
+        self._idle = 0
+        self._ending = False
 
     @property
     def capacity(self) -> int:
@@ -142,7 +148,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def in_flight(self) -> int:
         """How many items the lanes have taken and not yet answered."""
-        return self._in_flight
+        return sum(map(len, self._running.values()))
 
     @property
     def healthy(self) -> bool:
@@ -156,16 +162,20 @@ class Batcher(Generic[Item, Result]):
         return batches_ahead * self._recent_run_s / len(self._names)
 
     async def start(self) -> None:
-        """Opens the lanes on the running event loop. A batcher starts once."""
-        if self._tasks:
+        """Opens the lanes, which answer on the running event loop. A batcher starts once."""
+        if self._loop is not None:
             raise RuntimeError("this batcher was started before")
+        self._loop = asyncio.get_running_loop()
+        try:
+            for name in self._names:
+                ended = asyncio.Event()
+                # Daemons: a call of `run` that never returns must not keep the process from ending.
+                threading.Thread(target=self._lane, args=(name, ended), name=name, daemon=True).start()
+                self._ended.append(ended)
+        except RuntimeError:  # no more threads: those that there are end
+            self._refuse_from_now("closed")
+            raise
         self._closed_because = None
-        for name in self._names:
-            thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-            task = asyncio.create_task(self._lane(name, thread), name=name)
-            task.add_done_callback(self._lane_ended)
-            self._threads.append(thread)
-            self._tasks.append(task)
 
     async def submit(self, item: Item, deadline: float) -> Served[Result]:
         """Queues `item` and waits for its result until `deadline`, a finite instant.
@@ -177,13 +187,17 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         waiter = _Waiter[Item, Result](item, deadline, time.monotonic(), loop.create_future())
         timer = loop.call_at(deadline, waiter.fail, DeadlineExceeded("the deadline passed before there was a result"))
-        self._queue[waiter] = None
-        self._wake.set()
+        with self._work:
+            self._queue[waiter] = None
+        if not self._telling:
+            self._telling = True
+            loop.call_soon(self._tell_lanes)
         try:
             return await waiter.future
         finally:
             timer.cancel()
-            self._queue.pop(waiter, None)
+            with self._work:
+                self._queue.pop(waiter, None)
             del waiter  # an exception's traceback holds this frame, which must not hold the exception
 
     async def close(self, grace_s: float) -> None:
@@ -193,19 +207,11 @@ class Batcher(Generic[Item, Result]):
         """
         self._refuse_from_now("draining")
         try:
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=grace_s)
+            if self._ended:
+                await asyncio.wait([asyncio.ensure_future(ended.wait()) for ended in self._ended], timeout=grace_s)
         finally:
-            self._stop_lanes()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _stop_lanes(self) -> None:
-        self._refuse_from_now("closed")
-        self._fail(self._queue, Closed("closed"))
-        for task in self._tasks:
-            task.cancel()
-        for thread in self._threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+            self._refuse_from_now("closed")
+            self._fail_all(Closed("closed"))
 
     def _refuse_if_closed_or_full(self) -> None:
         if self._closed_because is not None:
@@ -215,60 +221,107 @@ class Batcher(Generic[Item, Result]):
 
     def _refuse_from_now(self, reason: str) -> None:
         self._closed_because = reason
-        self._wake.set()
+        with self._work:
+            self._ending = True
+            self._work.notify_all()
 
-    async def _lane(self, name: str, thread: ThreadPoolExecutor) -> None:
-        while await self._serve_next(name, thread):
-            pass
+    def _tell_lanes(self) -> None:
+        """Once a round of the event loop: callers of one round share a batch."""
+        self._telling = False
+        with self._work:
+            self._work.notify(len(self._queue))
 
-    def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is None and not self.healthy:
-            return  # as close() asked
-        logger.critical("%s died, no more work is taken", task.get_name(), exc_info=error)
-        self._refuse_from_now("a lane died")
-        self._fail(self._queue, Closed("a lane died"))
+    def _fail_all(self, error: Exception) -> None:
+        """Fails what is queued and what is under way."""
+        with self._work:
+            waiters = [*self._queue, *itertools.chain.from_iterable(self._running.values())]
+            self._queue.clear()
+            self._running.clear()
+        self._fail(waiters, error)
 
-    async def _serve_next(self, name: str, thread: ThreadPoolExecutor) -> bool:
+    def _fail(self, waiters: Iterable[_Waiter[Item, Result]], error: Exception) -> None:
+        for waiter in waiters:
+            waiter.fail(error)
+
+    # In the lanes' threads.
+
+    def _lane(self, name: str, ended: asyncio.Event) -> None:
+        error: BaseException | None = None
+        try:
+            while self._serve_next(name):
+                pass
+        except BaseException as fault:
+            error = fault
+        self._on_loop(self._lane_ended, name, ended, error)
+
+    def _serve_next(self, name: str) -> bool:
         """Serves one batch; False once nothing is left to do. Its locals end with it: an idle lane holds no items."""
-        batch = await self._next_batch()
+        batch = self._next_batch(name)
         if not batch:
             return False
-        outcome = await self._call(thread, batch)
-        self._deliver(batch, outcome)
-        self._record(name, batch, outcome)
-        outcome.error = None  # its traceback holds the thread's frames, and they this outcome and the items
+        outcome = _call_and_time(self._run, [waiter.item for waiter in batch])
+        self._on_loop(self._finish, name, batch, outcome, self.depth)
+        del batch, outcome  # an error's traceback holds this frame too
         return True
 
-    async def _next_batch(self) -> list[_Waiter[Item, Result]]:
+    def _next_batch(self, name: str) -> list[_Waiter[Item, Result]]:
         """Waits for work; empty once work is refused and none is left."""
-        while True:
-            batch = self._take()
-            if batch or not self.healthy:
-                return batch
-            self._wake.clear()
-            await self._wake.wait()
+        with self._work:
+            while True:
+                if batch := self._take():
+                    self._running[name] = batch
+                    return batch
+                if self._ending:
+                    return []
+                self._idle += 1
+                self._work.wait()
+                self._idle -= 1
 
     def _take(self) -> list[_Waiter[Item, Result]]:
-        """Takes the oldest items, up to `max_batch`, and drops those whose caller is gone or out of time."""
+        """Takes the oldest items, this lane's share of them and `max_batch` at most, and drops those whose caller is
+        gone or out of time."""
+        share = min(self._max_batch, math.ceil(len(self._queue) / (1 + self._idle)))
         batch: list[_Waiter[Item, Result]] = []
         now = time.monotonic()
-        while self._queue and len(batch) < self._max_batch:
+        while self._queue and len(batch) < share:
             waiter, _ = self._queue.popitem(last=False)
             if waiter.deadline > now and not waiter.future.done():
                 batch.append(waiter)
         return batch
 
-    async def _call(self, thread: ThreadPoolExecutor, batch: list[_Waiter[Item, Result]]) -> _Outcome[Result]:
-        items = [waiter.item for waiter in batch]
-        self._in_flight += len(batch)
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            cast(asyncio.AbstractEventLoop, self._loop).call_soon_threadsafe(call, *arguments)
+
+    # Back on the event loop.
+
+    def _lane_ended(self, name: str, ended: asyncio.Event, error: BaseException | None) -> None:
+        ended.set()
+        with self._work:
+            held = self._running.pop(name, [])
+        if error is not None:
+            self._fail(held, Closed("a lane died"))
+            self._die(name, error)
+
+    def _die(self, name: str, error: BaseException) -> None:
+        """What is under way in other lanes may still end well."""
+        logger.critical("%s died, no more work is taken", name, exc_info=error)
+        self._refuse_from_now("a lane died")
+        with self._work:
+            queued = list(self._queue)
+            self._queue.clear()
+        self._fail(queued, Closed("a lane died"))
+
+    def _finish(self, name: str, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result], depth: int) -> None:
+        with self._work:
+            if self._running.get(name) is batch:
+                del self._running[name]
+        self._deliver(batch, outcome)
         try:
-            return await asyncio.get_running_loop().run_in_executor(thread, _call_and_time, self._run, items)
-        except BaseException:  # the lane was cancelled or has lost its thread: nobody else will answer these callers
-            self._fail(batch, Closed(self._closed_because or "a lane died"))
-            raise
-        finally:
-            self._in_flight -= len(batch)
+            self._record(name, batch, outcome, depth)
+        except BaseException as error:
+            self._die(name, error)
+        outcome.error = None  # its traceback holds the thread's frames, and they this outcome and the items
 
     def _deliver(self, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result]) -> None:
         if outcome.error is not None:
@@ -279,17 +332,13 @@ class Batcher(Generic[Item, Result]):
                 queue_s = outcome.started_at - waiter.queued_at
                 waiter.future.set_result(Served(result, queue_s, outcome.run_s, len(batch)))
 
-    def _fail(self, waiters: Iterable[_Waiter[Item, Result]], error: Exception) -> None:
-        for waiter in waiters:
-            waiter.fail(error)
-
-    def _record(self, name: str, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result]) -> None:
+    def _record(self, name: str, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result], depth: int) -> None:
         self._recent_run_s = 0.8 * (self._recent_run_s or outcome.run_s) + 0.2 * outcome.run_s
         if self._on_batch is None:
             return
         queue_s = outcome.started_at - batch[0].queued_at
         try:
-            self._on_batch(BatchRecord(name, len(batch), queue_s, outcome.run_s, self.depth, outcome.error))
+            self._on_batch(BatchRecord(name, len(batch), queue_s, outcome.run_s, depth, outcome.error))
         except Exception:
             logger.exception("on_batch failed")
 

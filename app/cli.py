@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from app import logs
+from app.bench_command import add_bench_command
+from app.choice import choose
 from app.engine import Ask, AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
@@ -32,17 +34,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for. Raises EngineError."""
+    """The engine that the settings ask for, and no other is imported. Raises EngineError."""
+    choice = choose(settings.engine, settings.device, settings.dtype)
+    sizes = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
+    if choice.engine == "openvino":
+        from app.openvino_engine import OpenVINOEngine
+
+        cache = settings.cache_dir.expanduser()
+        return OpenVINOEngine(settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, **sizes)
     from app.torch_engine import TorchEngine
 
-    return TorchEngine(
-        settings.weights,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
-        max_batch=settings.max_batch,
-        lanes=settings.lanes,
-    )
+    return TorchEngine(settings.weights, device=choice.device, dtype=choice.dtype, reason=choice.reason, **sizes)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -176,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_service(commands)
     _add_answers(commands)
     add_model_commands(commands)
+    add_bench_command(commands)
     return parser
 
 

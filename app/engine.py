@@ -1,9 +1,9 @@
 """The words between requests and models: what is asked of an engine, what it answers, what it says of itself. No torch.
 
-The real one is ``torch_engine.py``; the fake one is ``tests/fakes.py``.
+The real ones are ``openvino_engine.py`` and ``torch_engine.py``; the fake one is ``tests/fakes.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -54,6 +54,35 @@ class BlockAttention:
     top_maps: Floats | None = None
     channel_maps: Floats | None = None
     effect: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        ask: AttentionAsk,
+        seen: tuple[Floats, Floats, Floats],
+        order: list[int],
+        gates: Callable[[list[int]], Floats],
+        effect: float | None,
+    ) -> "BlockAttention":
+        """``seen``: spread (4,), channel means (C,), map (H, W); ``order``: all channels by falling weight; ``gates``:
+        from channels to their gates, (n, H, W), asked only for what is wanted."""
+        spread, channel_mean, map_ = seen
+        minimum, maximum, mean, std = spread.tolist()
+        top, drawn = order[: ask.top_channels], ask.maps != "none"
+        return cls(
+            name,
+            minimum,
+            maximum,
+            mean,
+            std,
+            channel_mean,
+            top,
+            map=map_ if drawn else None,
+            top_maps=gates(top) if drawn else None,
+            channel_maps=gates(list(range(len(order)))) if ask.maps == "all" else None,
+            effect=effect,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,23 @@ class Card:
     notes: tuple[str, ...] = ()
     warm_start: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, told: dict[str, Any], *, max_batch: int, lanes: int, **choices: str) -> "Card":
+        """``told``: as :mod:`nam.describe` has it; ``choices``: the engine's own, for ``facts``."""
+        return cls(
+            name=told["name"],
+            labels=tuple(Label(*label) for label in told["labels"]),
+            size=told["size"],
+            crop=told["crop"],
+            blocks=tuple(Block(name, h, w, np.array(shares, np.float32)) for name, h, w, shares in told["blocks"]),
+            sha256=told["sha256"],
+            max_batch=max_batch,
+            lanes=lanes,
+            notes=tuple(told["notes"]),
+            warm_start=told["warm_start"],
+            facts={**told["facts"], **choices},
+        )
 
 
 class Engine(Protocol):

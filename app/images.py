@@ -29,6 +29,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import BadImage, BadRequest, ImageTooLarge, ServiceError, UnsupportedMediaType
+from app.jpeg import jpeg_pixels, jpeg_size
 from nam.geometry import crop_box
 
 log = logging.getLogger("nam.images")
@@ -69,6 +70,9 @@ BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 
 # The next JPEG marker that begins a segment, or the end: no stuffing, no fill, no restart, none that stands alone.
 JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+# How a JPEG's notes begin.
+EXIF = b"Exif\0\0"
 
 # What turns a stored picture upright, by EXIF orientation; 5 to 8 swap width and height.
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -124,8 +128,7 @@ def decode(data: bytes | memoryview, *, size: int, crop: float, max_pixels: int)
     body = bytes(data)  # costs nothing where they are bytes already
     name = sniff(body)
     with decoder_words_to_the_log(name, len(body)):
-        stored = read(body, name, max_pixels)
-        turned = orientation(stored)
+        stored, turned = read_jpeg(body, max_pixels) if name == "JPEG" else read(body, name, max_pixels)
         coloured = in_colour(stored)
     box = crop_box(*coloured.size, crop)
     small = coloured.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("RGB")
@@ -164,8 +167,20 @@ def decoder_words_to_the_log(name: str, size: int) -> Iterator[None]:
         raise BadImage(f"The image begins as {name} but is damaged, truncated or of an unusual kind.") from None
 
 
-def read(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    """The image, decoded once its header has passed. Raises ImageTooLarge, BadImage, and whatever PIL does."""
+def read_jpeg(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """As `read`, the fast way where there is one."""
+    if (size := jpeg_size(data)) is None:
+        return read(data, "JPEG", max_pixels)
+    check_size(*size, max_pixels)
+    check_scans(data, size[0] * size[1])
+    if (image := jpeg_pixels(data)) is None:
+        return read(data, "JPEG", max_pixels)
+    return image, orientation(JpegImageFile(io.BytesIO(data))) if EXIF in data else 1
+
+
+def read(data: bytes, name: str, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """The image, decoded once its header has passed, and its orientation. Raises ImageTooLarge, BadImage, and whatever
+    PIL does."""
     if name == "WEBP":
         check_size(*webp_canvas(data), max_pixels)
     if name == "PNG" and data.count(b"iCCP") > MAX_PNG_PROFILES:
@@ -182,7 +197,7 @@ def read(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
     if isinstance(image, PngImageFile):
         scale_transparent_colour(image, depth=data[24])
     image.load()
-    return image
+    return image, orientation(image)
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -275,8 +290,8 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def in_colour(image: ImageFile.ImageFile) -> Image.Image:
-    """The same picture, opaque, in mode RGB, or L, cheaper to resize. Raises BadImage for numbers without a range."""
+def in_colour(image: Image.Image) -> Image.Image:
+    """The same picture, opaque, in mode RGB or RGBX, or L, cheaper to resize. Raises BadImage for numbers without a range."""
     if image.mode in ("I", "F"):
         raise BadImage(
             "Images of 32-bit or signed numbers or of floats are not accepted: send 8 or 16 bits, as PNG or TIFF."
@@ -285,7 +300,7 @@ def in_colour(image: ImageFile.ImageFile) -> Image.Image:
         return grey_from_16_bits(image)
     if image.has_transparency_data:
         return on_white(image)
-    if image.mode in ("L", "RGB"):
+    if image.mode in ("L", "RGB", "RGBX"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
@@ -300,7 +315,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def grey_from_16_bits(image: ImageFile.ImageFile) -> Image.Image:
+def grey_from_16_bits(image: Image.Image) -> Image.Image:
     """16-bit grey (12-bit in some TIFF) scaled to mode L, rounded; a transparent level is white."""
     levels = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}

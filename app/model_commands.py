@@ -29,13 +29,13 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from nam import weights
+    from nam import files, weights
     from nam.build import choose_device, place
     from nam.data import load_split
     from nam.evaluate import cost
     from nam.evaluate import evaluate as run
 
-    model, card = weights.load(arguments.weights or weights.DEFAULT)
+    model, card = weights.load(arguments.weights or files.DEFAULT)
     split = load_split(arguments.data, arguments.split, card.config.size, crop=card.crop)
     split, how = split.labelled([label.id for label in card.labels], [label.en for label in card.labels])
     facts = {"weights": card.name, "sha256": card.sha256, "notes": card.notes, "data": arguments.data}

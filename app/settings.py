@@ -1,6 +1,7 @@
 """Every knob of the service: a unit in each name, one sentence each. The only reader of the environment (``NAM_*``)."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
@@ -18,8 +19,15 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the network lives; auto takes CUDA where there is one."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="What the network computes in; gates are always float32."
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        default="auto", description="What runs the network; auto takes torch on CUDA, OpenVINO on a CPU."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What the network computes in, gates in float32; auto takes bfloat16 where the device multiplies it.",
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/nam-serve"), description="Where networks exported for OpenVINO are kept."
     )
     threads: int = Field(default=0, ge=0, description="CPU threads of one forward; 0 shares the cores among the lanes.")
     lanes: int = Field(
@@ -32,7 +40,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=1024,
-        description="Images in one forward; 0 takes the engine's own: 16 on a CPU, 64 on CUDA.",
+        description="Images in one forward; 0 takes the engine's own: up to 16 on a CPU, fewer of large networks; 64 on CUDA.",
     )
     max_queue: int = Field(
         default=256, ge=1, description="Images that may wait for a forward; more are refused with 503."

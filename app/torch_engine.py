@@ -6,19 +6,20 @@ argument, its sigmoid and the statistics are fp32 whatever the network computes 
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine import Answer, Ask, AttentionAsk, Block, BlockAttention, Card, EngineError, Floats, Label
+from app.engine import Answer, Ask, AttentionAsk, BlockAttention, Card, EngineError, Floats
 from nam import maps, weights
-from nam.build import choose_device, place
+from nam.build import place
+from nam.describe import describe
+from nam.files import WeightsError
 from nam.fold import fold
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
 
 # Measured on two cores with the default weights (tests/bench/RESULTS.md); larger networks want less, a GPU more.
@@ -32,20 +33,21 @@ class TorchEngine:
         self,
         path: str,
         *,
-        device: Device = "auto",
+        device: Device = "cpu",
         dtype: Dtype = "float32",
+        reason: str = "asked for",
         threads: int = 0,
         max_batch: int = 0,
         lanes: int = 0,
     ) -> None:
-        self._device, reason = _choose(device)
+        self._device = _device(device)
         cores = os.cpu_count() or 1
         lanes = lanes or (cores if self._device.type == "cpu" else 1)
         if self._device.type == "cpu":
             torch.set_num_threads(threads or max(1, cores // lanes))
         try:
             model, card = weights.load(path)
-        except weights.WeightsError as error:
+        except WeightsError as error:
             raise EngineError(str(error)) from error
         channel_weights = maps.channel_weights(model)
         self._model = place(fold(model, getattr(torch, dtype)), self._device)
@@ -55,8 +57,15 @@ class TorchEngine:
         self._weights = [w.to(self._device) for w in channel_weights.values()]
         self._order = [maps.strongest(w) for w in self._weights]
         self._top = [order.tolist() for order in self._order]
-        max_batch = max_batch or _MAX_BATCH[self._device.type]
-        self.card = self._describe(card, channel_weights, dtype, reason, max_batch, lanes)
+        self.card = Card.of(
+            describe(model, card),
+            max_batch=max_batch or _MAX_BATCH[device],
+            lanes=lanes,
+            device=str(self._device),
+            dtype=dtype,
+            engine=f"torch {torch.__version__}",
+            reason=reason,
+        )
         self._warm_up()
 
     @torch.inference_mode()
@@ -116,70 +125,17 @@ class TorchEngine:
             effects = next(arrays).tolist() if ask.effects else [None] * len(self._names)
             answers.append(
                 tuple(
-                    self._block(j, ask, [array[i] for array in per_block[j]], effects[j])
+                    self._look(j, ask, [array[i] for array in per_block[j]], effects[j])
                     for j, name in enumerate(self._names)
                     if name in ask.blocks
                 )
             )
         return answers
 
-    def _block(self, j: int, ask: AttentionAsk, parts: list[Floats], effect: float | None) -> BlockAttention:
-        spread, channel_mean, map_, top_maps, channel_maps = parts
-        minimum, maximum, mean, std = spread.tolist()
-        top = self._top[j][: ask.top_channels]
-        return BlockAttention(
-            self._names[j],
-            minimum,
-            maximum,
-            mean,
-            std,
-            channel_mean,
-            top,
-            map=None if ask.maps == "none" else map_,
-            top_maps=None if ask.maps == "none" else top_maps[: len(top)],
-            channel_maps=channel_maps if ask.maps == "all" else None,
-            effect=effect,
-        )
-
-    def _describe(
-        self,
-        card: weights.Card,
-        channel_weights: dict[str, Tensor],
-        dtype: Dtype,
-        reason: str,
-        max_batch: int,
-        lanes: int,
-    ) -> Card:
-        size = card.config.size
-        with torch.inference_mode():
-            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self._device)
-            gates = self._model.forward_with_gates(blank)[1] if channel_weights else []
-        blocks = [
-            Block(name, gate.shape[2], gate.shape[3], w.numpy())
-            for (name, w), gate in zip(channel_weights.items(), gates, strict=True)
-        ]
-        return Card(
-            name=card.name,
-            labels=tuple(Label(label.id, label.en, label.zh or label.en) for label in card.labels),
-            size=size,
-            crop=card.crop,
-            blocks=tuple(blocks),
-            sha256=card.sha256,
-            max_batch=max_batch,
-            lanes=lanes,
-            notes=(*card.notes, *maps.notes(channel_weights)),
-            warm_start=card.warm_start,
-            facts={
-                "config": asdict(card.config),
-                "metrics": card.metrics,
-                "recipe": card.recipe,
-                "source": card.source,
-                "device": str(self._device),
-                "dtype": dtype,
-                "engine": f"torch {torch.__version__}",
-                "reason": reason,
-            },
-        )
+    def _look(self, j: int, ask: AttentionAsk, parts: list[Floats], effect: float | None) -> BlockAttention:
+        spread, channel_mean, map_, strongest, every = parts
+        gates = every.__getitem__ if len(every) else lambda channels: strongest[: len(channels)]
+        return BlockAttention.of(self._names[j], ask, (spread, channel_mean, map_), self._top[j], gates, effect)
 
     def _warm_up(self) -> None:
         blank = np.zeros((3, self.card.size, self.card.size), np.uint8)
@@ -190,14 +146,11 @@ class TorchEngine:
                 raise EngineError("the warm-up gave probabilities that are not finite")
 
 
-def _choose(asked: Device) -> tuple[torch.device, str]:
-    """The device, and why. Raises EngineError where CUDA is asked for and there is none."""
+def _device(asked: Device) -> torch.device:
+    """Raises EngineError where CUDA is asked for and torch finds none: its build may lack what the driver has."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise EngineError("NAM_DEVICE=cuda, and torch finds no CUDA device")
-    device = choose_device(asked)
-    if asked != "auto":
-        return device, "asked for"
-    return device, "CUDA found" if device.type == "cuda" else "no CUDA device found"
+        raise EngineError("a CUDA device was asked for or found, and this build of torch finds none")
+    return torch.device(asked)
 
 
 def _to_host(tensors: list[Tensor]) -> list[Floats]:

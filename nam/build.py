@@ -92,7 +92,7 @@ def _plain(config: ModelConfig) -> Model:
 
 
 def _attach(model: Model, config: ModelConfig) -> None:
-    for (_, block), (height, width) in zip(model.blocks(), _sizes(config), strict=True):
+    for (_, block), (height, width) in zip(model.blocks(), block_sizes(config), strict=True):
         block.attention = _attention(config, block.channels, height, width)
 
 
@@ -108,7 +108,7 @@ def _attention(config: ModelConfig, channels: int, height: int, width: int) -> n
 
 
 @torch.no_grad()
-def _sizes(config: ModelConfig) -> list[tuple[int, int]]:
+def block_sizes(config: ModelConfig) -> list[tuple[int, int]]:
     """H and W of every block's output, first to last, asked of the plain network where nothing is computed."""
     with torch.device("meta"):
         model = _plain(config).eval()

@@ -25,7 +25,8 @@ from torchvision.models import ResNet18_Weights
 from nam import weights
 from nam.attention import NAM, ChannelNAM, Weighting
 from nam.build import Arch, Attention, Model, ModelConfig, build
-from nam.weights import Card, Label, WeightsError
+from nam.files import WeightsError, file_sha256
+from nam.weights import Card, Label
 
 Kind = Literal["official", "torchvision", "plain"]
 State = dict[str, Tensor]
@@ -97,7 +98,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         card,
         name=conversion.name or conversion.output.stem,
         recipe=card.recipe | {"converted": {"kind": kind} | card.recipe.get("converted", {})},
-        source=f"{conversion.source.name}, sha256 {weights.file_sha256(conversion.source)}, {kind}",
+        source=f"{conversion.source.name}, sha256 {file_sha256(conversion.source)}, {kind}",
     )
     conversion.output.parent.mkdir(parents=True, exist_ok=True)
     weights.save(conversion.output, model, card, kernels=_dtype(state))

@@ -30,10 +30,11 @@ from nam import alive, transforms
 from nam.build import Model, build, place
 from nam.data import Split, load_split
 from nam.evaluate import cost, evaluate
+from nam.files import file_sha256, locate
 from nam.penalty import scales, sparsity
 from nam.processes import Place, processes
 from nam.recipes import TrainConfig
-from nam.weights import Card, Label, file_sha256, load, locate, read_labels, save
+from nam.weights import Card, Label, load, read_labels, save
 
 
 def train(config: TrainConfig) -> dict[str, Any]:

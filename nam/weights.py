@@ -5,7 +5,6 @@ and bias in fp32. A loaded network is fp32.
 """
 
 import csv
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nam.build import Model, ModelConfig, build
-
-SHIPPED = Path(__file__).parent.parent / "weights"
-DEFAULT = "resnet18-nam-tiny-imagenet"
-
-
-class WeightsError(ValueError):
-    """A weights file that is missing, damaged, or not of this project's form."""
+from nam.files import DEFAULT, WeightsError, file_sha256, locate
 
 
 @dataclass(frozen=True)
@@ -106,16 +99,6 @@ def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
     return model, card
 
 
-def locate(path: str | Path) -> Path:
-    """The file behind a path or behind the name of shipped weights; WeightsError where there is neither."""
-    if Path(path).is_file():
-        return Path(path)
-    shipped = SHIPPED / f"{path}.safetensors"
-    if shipped.is_file():
-        return shipped
-    raise WeightsError(f"{path} is neither a weights file nor the name of shipped weights")
-
-
 def read_labels(path: Path) -> dict[str, Label]:
     """A table ``class_id<TAB>en<TAB>zh`` with a header line, as labels by class id; ``zh`` may be missing."""
     with path.open(encoding="utf-8", newline="") as lines:
@@ -128,9 +111,3 @@ def read_labels(path: Path) -> dict[str, Label]:
 def _stored(tensor: torch.Tensor, kernels: torch.dtype) -> torch.Tensor:
     """Kernels and matrices in their dtype; what has one dimension or none (batch norm, biases) as it is."""
     return tensor.detach().cpu().to(kernels if tensor.ndim > 1 else tensor.dtype).contiguous()
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -437,6 +437,19 @@ def test_two_lanes_run_at_once_each_in_its_own_thread() -> None:
     play(scene())
 
 
+def test_idle_lanes_share_what_is_queued() -> None:
+    async def scene() -> None:
+        engine = Engine()
+        async with opened(engine, max_batch=8, lanes=2) as batcher:
+            with engine.held():
+                tasks = send(batcher, 1, 2, 3, 4)
+                await until(lambda: batcher.in_flight == 4)
+            assert await results(tasks) == [2, 4, 6, 8]
+        assert sorted(engine.batches) == [[1, 2], [3, 4]]
+
+    play(scene())
+
+
 def test_one_lane_keeps_to_one_thread() -> None:
     async def scene() -> None:
         engine = Engine()
@@ -449,36 +462,63 @@ def test_one_lane_keeps_to_one_thread() -> None:
 
 
 def test_if_a_lane_dies_waiters_fail_and_healthy_turns_false() -> None:
+    first, later = Engine(), Engine()
+
+    def run(items: list[int]) -> list[int]:
+        return (first if items == [1] else later)(items)
+
     def collapse(_: BatchRecord) -> None:
+        while not later.batches:  # the lane takes its next batch in a thread of its own
+            time.sleep(0.001)
         raise Collapse
 
     async def scene() -> None:
-        engine = Engine()
-        async with opened(engine, max_batch=1, lanes=2, on_batch=collapse) as batcher:
-            with engine.held():
-                tasks = [await occupy(batcher, 1), await occupy(batcher, 2), *await line_up(batcher, 3)]
-            served_1, served_2, refused = await asyncio.gather(*tasks, return_exceptions=True)
-            assert isinstance(served_1, Served)
-            assert isinstance(served_2, Served)
-            assert isinstance(refused, Closed)
-            assert not batcher.healthy
+        async with opened(run, max_batch=1, on_batch=collapse) as batcher:
+            with later.held():
+                with first.held():
+                    tasks = [await occupy(batcher, 1), *await line_up(batcher, 2, 3)]
+                await until(lambda: not batcher.healthy)
+                queued = await asyncio.gather(tasks[2], return_exceptions=True)
+            assert [type(answer) for answer in queued] == [Closed]
+            assert await results(tasks[:2]) == [2, 4]  # what was under way ends well
             with pytest.raises(Closed, match="died"):
                 await batcher.submit(4, far())
 
     play(scene())
 
 
-def test_a_lane_that_gets_no_thread_fails_the_batch_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+def test_a_lane_that_gets_no_thread_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, names = threading.Thread.start, list[str]()
+
+    def once(thread: threading.Thread) -> None:
+        names.append(thread.name)
+        if len(names) > 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def scene() -> None:
+        batcher = Batcher(Engine(), max_batch=1, max_queue=1, lanes=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", once)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await batcher.start()
+        assert not batcher.healthy
+        await until(lambda: names[0] not in {thread.name for thread in threading.enumerate()})
+
+    play(scene())
+
+
+def test_a_lane_that_dies_outside_a_call_fails_the_batch_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def collapse(*_: object) -> None:
+        raise Collapse
 
     async def scene() -> None:
         async with opened(Engine()) as batcher:
             with monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", start)
+                patch.setattr("app.batching._call_and_time", collapse)
                 with pytest.raises(Closed, match="died"):
                     await batcher.submit(1, far())
-            await until(lambda: not batcher.healthy)
+            assert not batcher.healthy
 
     play(scene())
 

@@ -23,6 +23,7 @@ from nam import weights
 from nam.attention import NAM
 from nam.build import Model, ModelConfig, build
 from nam.convert import CIFAR10_MEAN, CIFAR10_STD, NOTE, SCALES, Conversion, Kind, convert, from_torchvision, warm_start
+from nam.files import WeightsError, file_sha256
 from tests.nam.test_attention import scrambled
 
 PLAIN = Path(__file__).parent.parent / "golden" / "resnet20-plain-cifar100.safetensors"
@@ -133,7 +134,7 @@ def test_the_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
     source = checkpoint(official(OfficialBasic, [2, 2, 2, 2], 3), tmp_path / "best.pth.tar")
     convert(Conversion(source, tmp_path / "theirs.safetensors"))
     _, card = weights.load(tmp_path / "theirs.safetensors")
-    assert card.source == f"best.pth.tar, sha256 {weights.file_sha256(source)}, official"
+    assert card.source == f"best.pth.tar, sha256 {file_sha256(source)}, official"
     assert (card.name, card.recipe, card.notes) == ("theirs", {"converted": {"kind": "official"}}, [])
     assert not card.warm_start
     assert [label.en for label in card.labels] == ["0", "1", "2"]
@@ -380,7 +381,7 @@ def altered(name: str, change: Callable[[Tensor], Tensor] | None) -> Callable[[d
 )
 def test_what_does_not_fit_is_named(alter: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
     torch.save(alter(scrambled(build(SMALL)).state_dict()), tmp_path / "a.pth")
-    with pytest.raises(weights.WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message):
         convert(Conversion(tmp_path / "a.pth", tmp_path / "a.safetensors"))
     assert not (tmp_path / "a.safetensors").exists()
 
@@ -399,7 +400,7 @@ def test_a_missing_gate_of_an_official_checkpoint_is_named_as_it_is_called_there
     network = official(OfficialBasic, [2, 2, 2, 2])
     del network.layer3[1].nam.Channel_Att.bn2.weight
     source = checkpoint(network, tmp_path / "best.pth.tar")
-    with pytest.raises(weights.WeightsError, match=r"missing: layer3\.1\.nam\.Channel_Att\.bn2\.weight$"):
+    with pytest.raises(WeightsError, match=r"missing: layer3\.1\.nam\.Channel_Att\.bn2\.weight$"):
         convert(Conversion(source, tmp_path / "a.safetensors"))
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nam import rivals, weights
 from nam.build import Attention, ModelConfig, build
+from nam.files import WeightsError
 from nam.rivals import BAM, Half, reduced, rival
 from tests.nam.test_attention import features, scrambled
 from tests.nam.test_mobilenet import lively
@@ -153,7 +154,7 @@ def test_without_timm_it_says_what_to_install(attention: str, monkeypatch: pytes
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r'needs timm: pip install "nam-serve\[train\]"'):
         build(config)
-    with pytest.raises(weights.WeightsError, match=r"nam-serve\[train\]"):
+    with pytest.raises(WeightsError, match=r"nam-serve\[train\]"):
         weights.load(tmp_path / "w.safetensors")
     x = features(2, 16, 2, 2)
     assert rival("bam", 16)(x).shape == rival("half", 16)(x).shape == x.shape

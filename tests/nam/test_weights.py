@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from nam import weights
 from nam.build import ModelConfig, build
+from nam.files import SHIPPED, WeightsError
 from tests.nam.test_attention import scrambled
 
 CONFIG = ModelConfig("resnet20", 3, 32, "nam-both", weighting="unit-mean")
@@ -100,17 +101,17 @@ def damaged(file: Path, how: str) -> None:
 )
 def test_what_is_not_ours_is_refused(file: Path, how: str) -> None:
     damaged(file, how)
-    with pytest.raises(weights.WeightsError, match=r"tiny\.safetensors"):
+    with pytest.raises(WeightsError, match=r"tiny\.safetensors"):
         weights.load(file)
 
 
 def test_a_missing_file_is_told() -> None:
-    with pytest.raises(weights.WeightsError, match="neither a weights file nor the name"):
+    with pytest.raises(WeightsError, match="neither a weights file nor the name"):
         weights.load("nowhere")
 
 
 def test_the_label_table_is_whole() -> None:
-    table = weights.read_labels(weights.SHIPPED / "labels" / "tiny-imagenet-200.tsv")
+    table = weights.read_labels(SHIPPED / "labels" / "tiny-imagenet-200.tsv")
     assert len(table) == 200
     assert table["n01443537"] == weights.Label("n01443537", "goldfish", "金鱼")
     for column in ("en", "zh"):

@@ -1,0 +1,45 @@
+"""Graphs that OpenVINO runs, kept on disk: made once from a weights file, by another process, which needs torch."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from app.engine import EngineError
+
+logger = logging.getLogger("nam.graphs")
+
+# Changes whenever nam/export.py writes something else: older graphs are then made anew.
+FORM = 1
+
+
+def graph_of(weights: Path, sha256: str, folder: Path) -> Path:
+    """The graph of a weights file, in ``folder`` under the hash of the weights; made where it is missing.
+
+    Raises EngineError for weights that do not load.
+    """
+    graph = folder / f"{sha256}-{FORM}.xml"
+    if graph.is_file():
+        return graph
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{graph}.lock"):  # the workers of one machine start together
+        if not graph.is_file():
+            logger.info("exporting %s to %s, once", weights, graph)
+            _export(weights, graph)
+    return graph
+
+
+def _export(weights: Path, graph: Path) -> None:
+    """In a process of its own: torch takes 0.5 GB that serving then never holds."""
+    with tempfile.TemporaryDirectory(dir=graph.parent) as folder:
+        made = Path(folder) / "graph.xml"
+        command = [sys.executable, "-m", "nam.export", str(weights), str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own module, our own paths
+        if done.returncode:
+            raise EngineError((done.stderr.strip() or "the export failed").splitlines()[-1].partition(": ")[2])
+        os.replace(made.with_suffix(".bin"), graph.with_suffix(".bin"))
+        os.replace(made, graph)  # last: where it is, all is there
