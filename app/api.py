@@ -3,17 +3,15 @@
 
 import asyncio
 import logging
-import time
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import batching, errors, schemas
-from app.engine import Answer, Ask, AttentionAsk, Card
-from app.images import Picture, decode
+from app import errors, schemas
+from app.engine import AttentionAsk, Card
 from app.services import Alive, Services
+from app.serving import Served, serve, timing_headers
 from app.uploads import read_image, read_images
 
 logger = logging.getLogger("nam.api")
@@ -25,15 +23,6 @@ WORK = ("/predict", "/predict/batch", "/attention")
 
 TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
 Lang = Annotated[schemas.Language | None, Query(description="The labels' language; else Accept-Language.")]
-
-
-@dataclass(frozen=True)
-class Done:
-    """One image's way: what it was, what the engine said, and the seconds that each step took."""
-
-    picture: Picture
-    served: batching.Served[Answer]
-    decode_s: float
 
 
 def _body(*, several: bool) -> dict[str, Any]:
@@ -70,9 +59,9 @@ _WORK_PROBLEMS = _problems(400, 401, 406, 408, 413, 415, 422, 500, 503, 504)
 async def predict(request: Request, services: Alive, top_k: TopK = 5, lang: Lang = None) -> Response:
     """The k best labels of one image."""
     k = _top_k(request, services, top_k)
-    done = await _serve(request, services, await read_image(request), k)
-    answer = schemas.predict_answer(services.engine.card, done.picture, done.served.result, _language(request, lang))
-    return _answer(answer, [done])
+    served = await serve(services, await read_image(request), k, request.state.deadline)
+    answer = schemas.predict_answer(services.engine.card, served.done, _language(request, lang))
+    return _answer(answer, [served])
 
 
 @router.post(
@@ -85,7 +74,7 @@ async def predict_batch(request: Request, services: Alive, top_k: TopK = 5, lang
     outcomes = await asyncio.gather(*(_serve_or_error(request, services, image, k) for image in images))
     results = [_result(services.engine.card, outcome, language, request) for outcome in outcomes]
     return _answer(
-        {"model": services.engine.card.name, "results": results}, [o for o in outcomes if isinstance(o, Done)]
+        {"model": services.engine.card.name, "results": results}, [o for o in outcomes if isinstance(o, Served)]
     )
 
 
@@ -109,9 +98,9 @@ async def attention(
     _negotiate(request, format)
     k = _top_k(request, services, top_k)
     ask = AttentionAsk(_blocks(services.engine.card, block), top_channels, maps, effects)
-    done = await _serve(request, services, await read_image(request), k, ask)
-    answer = schemas.attention_answer(services.engine.card, done.picture, done.served.result, _language(request, lang))
-    return _answer(answer, [done])
+    served = await serve(services, await read_image(request), k, request.state.deadline, ask)
+    answer = schemas.attention_answer(services.engine.card, served.done, _language(request, lang))
+    return _answer(answer, [served])
 
 
 @router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=_problems(401))
@@ -152,47 +141,13 @@ async def metrics(services: Alive) -> Response:
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _serve(
-    request: Request, services: Services, image: bytes, top_k: int, ask: AttentionAsk | None = None
-) -> Done:
-    """One image through the decode pool and the batcher, until the request's deadline."""
-    deadline = request.state.deadline
-    picture, decode_s = await _decode(services, image, deadline)
-    services.metrics.decode.observe(decode_s)
-    try:
-        served = await services.batcher.submit(Ask(picture.pixels, top_k, ask), deadline)
-    except batching.DeadlineExceeded:
-        raise errors.DeadlineExceeded from None
-    except batching.QueueFull as full:
-        raise errors.Overloaded(headers={"Retry-After": str(max(1, round(full.retry_after_s)))}) from None
-    except batching.Closed:
-        raise (errors.Draining if services.load.draining else errors.NotReady) from None
-    return Done(picture, served, decode_s)
-
-
-async def _decode(services: Services, image: bytes, deadline: float) -> tuple[Picture, float]:
-    """The decoded image, and the seconds that its decoding took in its thread of the pool."""
-    card = services.engine.card
-
-    def work() -> tuple[Picture, float]:
-        started = time.monotonic()
-        picture = decode(image, size=card.size, crop=card.crop, max_pixels=services.settings.max_pixels)
-        return picture, time.monotonic() - started
-
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await asyncio.get_running_loop().run_in_executor(services.decoders, work)
-    except TimeoutError:
-        raise errors.DeadlineExceeded from None
-
-
 async def _serve_or_error(
     request: Request, services: Services, image: bytes | errors.ServiceError, top_k: int
-) -> Done | errors.ServiceError:
+) -> Served | errors.ServiceError:
     if isinstance(image, errors.ServiceError):
         return image
     try:
-        return await _serve(request, services, image, top_k)
+        return await serve(services, image, top_k, request.state.deadline)
     except errors.ServiceError as error:
         return error
     except Exception:
@@ -201,25 +156,15 @@ async def _serve_or_error(
 
 
 def _result(
-    card: Card, outcome: Done | errors.ServiceError, language: schemas.Language, request: Request
+    card: Card, outcome: Served | errors.ServiceError, language: schemas.Language, request: Request
 ) -> dict[str, Any]:
     if isinstance(outcome, errors.ServiceError):
         return {"error": errors.problem(outcome, request.state.request_id)}
-    return schemas.predict_answer(card, outcome.picture, outcome.served.result, language)
+    return schemas.predict_answer(card, outcome.done, language)
 
 
-def _answer(content: dict[str, Any], done: list[Done]) -> Response:
-    """JSON with the time that each step took, the longest where there were several images."""
-    headers = {"Vary": "Accept-Language"}
-    if done:
-        steps = (
-            ("decode", max(d.decode_s for d in done)),
-            ("queue", max(d.served.queue_s for d in done)),
-            ("model", max(d.served.run_s for d in done)),
-        )
-        headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in steps)
-        headers["X-Batch-Size"] = str(max(d.served.batch_size for d in done))
-    return _json(content, headers)
+def _answer(content: dict[str, Any], served: list[Served]) -> Response:
+    return _json(content, {"Vary": "Accept-Language", **timing_headers(served)})
 
 
 def _json(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

@@ -185,7 +185,7 @@ class Batcher(Generic[Item, Result]):
         """
         self._refuse_if_closed_or_full()
         loop = asyncio.get_running_loop()
-        waiter = _Waiter[Item, Result](item, deadline, time.monotonic(), loop.create_future())
+        waiter: _Waiter[Item, Result] = _Waiter(item, deadline, time.monotonic(), loop.create_future())
         timer = loop.call_at(deadline, waiter.fail, DeadlineExceeded("the deadline passed before there was a result"))
         with self._work:
             self._queue[waiter] = None

@@ -11,9 +11,10 @@ from typing import Any
 from app import logs
 from app.bench_command import add_bench_command
 from app.choice import choose
-from app.engine import Ask, AttentionAsk, Engine, EngineError
+from app.engine import AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
+from app.forward import Done, Forward, Job
 from app.images import decode
 from app.model_commands import add_model_commands
 from app.schemas import Language, attention_answer, predict_answer, to_json
@@ -76,13 +77,12 @@ def predict(arguments: argparse.Namespace) -> int:
     failed = False
     for path in _progress(arguments.images, "image"):
         try:
-            picture = _decode(engine, path.read_bytes(), settings)
-            answer = engine([Ask(picture.pixels, arguments.top_k)])[0]
+            done = _answer(engine, path.read_bytes(), settings, arguments.top_k)
         except (ServiceError, OSError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             failed = True
             continue
-        content = predict_answer(engine.card, picture, answer, arguments.lang)
+        content = predict_answer(engine.card, done, arguments.lang)
         print(
             json.dumps({"file": str(path), **content}, ensure_ascii=False) if arguments.json else _table(path, content)
         )
@@ -93,14 +93,13 @@ def attention(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     engine = load_engine(settings)
     data = arguments.image.read_bytes()
-    picture = _decode(engine, data, settings)
     ask = AttentionAsk(frozenset(block.name for block in engine.card.blocks), effects=arguments.effects)
-    answer = engine([Ask(picture.pixels, 5, ask)])[0]
+    done = _answer(engine, data, settings, 5, ask)
     # The picture's font has no Chinese.
     written: Language = "en" if arguments.output.suffix == ".png" else arguments.lang
-    content = attention_answer(engine.card, picture, answer, written)
+    content = attention_answer(engine.card, done, written)
     arguments.output.write_bytes(_WRITERS[arguments.output.suffix](content, data, engine, settings))
-    print(_table(arguments.image, predict_answer(engine.card, picture, answer, arguments.lang)))
+    print(_table(arguments.image, predict_answer(engine.card, done, arguments.lang)))
     print(f"wrote {arguments.output}", file=sys.stderr)
     return 0
 
@@ -113,8 +112,7 @@ def check(arguments: argparse.Namespace) -> int:
     engine = load_engine(settings)
     made = io.BytesIO()
     Image.radial_gradient("L").convert("RGB").save(made, "JPEG")
-    picture = _decode(engine, made.getvalue(), settings)
-    answer = engine([Ask(picture.pixels, 1)])[0]
+    answer = _answer(engine, made.getvalue(), settings, 1).answer
     facts = {key: engine.card.facts[key] for key in ("device", "dtype", "engine", "reason")}
     probability = float(answer.probabilities[0])
     print(
@@ -130,8 +128,12 @@ def settings(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _decode(engine: Engine, data: bytes, settings: Settings, size: int = 0) -> Any:
-    return decode(data, size=size or engine.card.size, crop=engine.card.crop, max_pixels=settings.max_pixels)
+def _answer(engine: Engine, data: bytes, settings: Settings, top_k: int, ask: AttentionAsk | None = None) -> Done:
+    """One image, decoded and run as the service does. Raises a ServiceError."""
+    (outcome,) = Forward(engine, settings.max_pixels, lambda _: None)([Job(data, top_k, ask)])
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return outcome
 
 
 def _as_json(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
@@ -141,7 +143,8 @@ def _as_json(content: dict[str, Any], data: bytes, engine: Engine, settings: Set
 def _as_png(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
     from nam.figure import PHOTO, draw
 
-    return draw(_decode(engine, data, settings, PHOTO).pixels, content)
+    photo = decode(data, size=PHOTO, crop=engine.card.crop, max_pixels=settings.max_pixels)
+    return draw(photo.pixels, content)
 
 
 _WRITERS: dict[str, Callable[[dict[str, Any], bytes, Engine, Settings], bytes]] = {".json": _as_json, ".png": _as_png}

@@ -120,7 +120,8 @@ class Block:
 @dataclass(frozen=True)
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
-    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``notes``: what limits the attention;
+    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``lanes_decode``: whether they may decode
+    small images too, being on the CPU anyway; ``notes``: what limits the attention;
     ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``: the weights' own card and
     the engine's choices, JSON for ``/model``."""
 
@@ -132,12 +133,13 @@ class Card:
     sha256: str
     max_batch: int
     lanes: int
+    lanes_decode: bool = False
     notes: tuple[str, ...] = ()
     warm_start: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, told: dict[str, Any], *, max_batch: int, lanes: int, **choices: str) -> "Card":
+    def of(cls, told: dict[str, Any], *, max_batch: int, lanes: int, lanes_decode: bool, **choices: str) -> "Card":
         """``told``: as :mod:`nam.describe` has it; ``choices``: the engine's own, for ``facts``."""
         return cls(
             name=told["name"],
@@ -148,6 +150,7 @@ class Card:
             sha256=told["sha256"],
             max_batch=max_batch,
             lanes=lanes,
+            lanes_decode=lanes_decode,
             notes=tuple(told["notes"]),
             warm_start=told["warm_start"],
             facts={**told["facts"], **choices},

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from app import api, docs, errors
+from app.fast import FastPredict
 from app.middleware import Admission, Keys, RequestContext, count_refusal, problem_response
 from app.services import Load, LoadEngine, Services, open_services
 from app.settings import Settings
@@ -42,6 +43,7 @@ def create_app(settings: Settings, load_engine: LoadEngine, load: Load | None = 
             Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
             Middleware(Keys),
             Middleware(Admission, paths=api.WORK),
+            Middleware(FastPredict),
         ],
         exception_handlers={
             errors.ServiceError: _service_error,

@@ -1,5 +1,7 @@
 """What the service counts, as Prometheus has it: one registry a service, so that tests and processes do not share."""
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from app.batching import BatchRecord
@@ -33,9 +35,17 @@ class Metrics:
         self.failures = Counter("nam_batch_failures", "Forwards that failed.", registry=self.registry)
         self.depth = Gauge("nam_queue_depth", "Images that wait for a forward.", registry=self.registry)
 
+    def on_request(self, route: str, status: int, seconds: float) -> None:
+        count, duration = self._of_request(route, status)
+        count.inc()
+        duration.observe(seconds)
+
+    @functools.cache  # noqa: B019 - as long as the service lives, and as few as its routes and statuses
+    def _of_request(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self.requests.labels(route, str(status)), self.seconds.labels(route)
+
     def on_batch(self, record: BatchRecord) -> None:
         self.queue.observe(record.queue_s)
-        self.model.observe(record.run_s)
         self.batch.observe(record.size)
         if record.error is not None:
             self.failures.inc()

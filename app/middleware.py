@@ -9,15 +9,16 @@ State of a request lives in an object made per call, never on a middleware.
 
 import asyncio
 import hmac
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import orjson
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,6 +58,11 @@ class RequestContext:
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         self.app = app
         self.routes = frozenset(routes)
+        # Unlike any other process's and unlike each other; a random number for each would cost a call of the kernel.
+        self._ids = map(f"{secrets.token_hex(8)}{{:016x}}".format, itertools.count(1))
+
+    def new_id(self) -> str:
+        return next(self._ids)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,8 +76,8 @@ class _Exchange:
 
     def __init__(self, owner: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         self.owner, self.scope, self.receive, self.send = owner, scope, receive, send
-        sent = Headers(scope=scope).get("x-request-id", "")
-        self.id = sent if _GOOD_ID.fullmatch(sent) else uuid.uuid4().hex
+        sent = _header(scope, b"x-request-id").decode("latin-1")
+        self.id = sent if _GOOD_ID.fullmatch(sent) else owner.new_id()
         self.head = scope["method"] == "HEAD"
         self.status = 0
         scope["state"]["request_id"] = self.id
@@ -99,15 +105,16 @@ class _Exchange:
         """
         if not self.scope["path"].isprintable():
             raise NotFound
+        if not self.head and not _header(self.scope, b"range"):
+            return self.scope
         headers = [(name, value) for name, value in self.scope["headers"] if name != b"range"]
         return {**self.scope, "headers": headers, "method": "GET" if self.head else self.scope["method"]}
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.id
-            headers["X-Content-Type-Options"] = "nosniff"
+            extra = [(b"x-request-id", self.id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif self.head:
             message = {**message, "body": b""}
         await self.send(message)
@@ -124,9 +131,7 @@ class _Exchange:
     def _account(self, seconds: float) -> None:
         path = self.scope["path"]
         route = path if path in self.owner.routes else "other"
-        metrics = _services(self.scope).metrics
-        metrics.requests.labels(route, str(self.status)).inc()
-        metrics.seconds.labels(route).observe(seconds)
+        _services(self.scope).metrics.on_request(route, self.status, seconds)
         logger.info("%s %s %d %.1f ms %s", self.scope["method"], route, self.status, 1000 * seconds, self.id)
 
 
@@ -256,6 +261,14 @@ def _declared_length(headers: Headers) -> int:
 
 def count_refusal(scope: Scope, error: ServiceError) -> None:
     _services(scope).metrics.refusals.labels(error.code).inc()
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The value of a request's header, its name in lower case; the first, or none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""
 
 
 def _services(scope: Scope) -> Services:

@@ -71,6 +71,7 @@ class OpenVINOEngine:
             told,
             max_batch=max_batch or int(min(_MOST_IMAGES, max(1, _MOST_FLOPS // told["flops"]))),
             lanes=lanes,
+            lanes_decode=True,
             device="cpu",
             dtype=dtype,
             engine=f"openvino {openvino.__version__.partition('-')[0]}",

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from app.engine import Answer, Block, BlockAttention, Card
-from app.images import Picture
+from app.engine import Block, BlockAttention, Card
+from app.forward import Done
 
 Language = Literal["en", "zh"]
 
@@ -141,7 +141,8 @@ def to_json(content: dict[str, Any]) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def predict_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:
+def predict_answer(card: Card, done: Done, language: Language) -> dict[str, Any]:
+    picture, answer = done.picture, done.answer
     ranked = zip(answer.indices.tolist(), answer.probabilities.tolist(), strict=True)
     content = {
         "model": card.name,
@@ -160,11 +161,11 @@ def predict_answer(card: Card, picture: Picture, answer: Answer, language: Langu
     return content | {"notes": list(card.notes)} if card.warm_start else content
 
 
-def attention_answer(card: Card, picture: Picture, answer: Answer, language: Language) -> dict[str, Any]:
+def attention_answer(card: Card, done: Done, language: Language) -> dict[str, Any]:
     shapes = {block.name: block for block in card.blocks}
     return {
-        **predict_answer(card, picture, answer, language),
-        "blocks": [_block_answer(shapes[block.name], block) for block in answer.blocks],
+        **predict_answer(card, done, language),
+        "blocks": [_block_answer(shapes[block.name], block) for block in done.answer.blocks],
         "notes": list(card.notes),
     }
 

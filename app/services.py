@@ -12,7 +12,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from app.batching import Batcher
-from app.engine import Answer, Ask, Engine
+from app.engine import Engine
+from app.errors import ServiceError
+from app.forward import Done, Forward, Job
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -37,7 +39,7 @@ class Load:
 class Services:
     settings: Settings
     engine: Engine
-    batcher: Batcher[Ask, Answer]
+    batcher: Batcher[Job, Done | ServiceError]
     decoders: ThreadPoolExecutor
     metrics: Metrics
     load: Load
@@ -49,8 +51,8 @@ async def open_services(settings: Settings, load_engine: LoadEngine, load: Load)
     metrics = Metrics()
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), thread_name_prefix="decode") as decoders:
         engine = await asyncio.to_thread(load_engine, settings)
-        batcher: Batcher[Ask, Answer] = Batcher(
-            engine,
+        batcher: Batcher[Job, Done | ServiceError] = Batcher(
+            Forward(engine, settings.max_pixels, metrics.model.observe),
             max_batch=engine.card.max_batch,
             max_queue=settings.max_queue,
             lanes=engine.card.lanes,

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="What the network computes in, gates in float32; auto takes bfloat16 where the device multiplies it.",
+        description="What the network computes in, gates always float32; auto takes bfloat16 where it is faster.",
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/nam-serve"), description="Where networks exported for OpenVINO are kept."
@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=1024,
-        description="Images in one forward; 0 takes the engine's own: up to 16 on a CPU, fewer of large networks; 64 on CUDA.",
+        description="Images in one forward; 0 takes the engine's own: 16 on a CPU, fewer if it is large; 64 on CUDA.",
     )
     max_queue: int = Field(
         default=256, ge=1, description="Images that may wait for a forward; more are refused with 503."

@@ -61,6 +61,7 @@ class TorchEngine:
             describe(model, card),
             max_batch=max_batch or _MAX_BATCH[device],
             lanes=lanes,
+            lanes_decode=device == "cpu",
             device=str(self._device),
             dtype=dtype,
             engine=f"torch {torch.__version__}",

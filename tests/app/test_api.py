@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import api, schemas, uploads
+from app import forward, schemas, uploads
 from app.images import decode
 from tests.fakes import CARD, CLASSES, Service, picture, service, until
 
@@ -154,7 +154,7 @@ def test_large_bodies_and_all_decoding_leave_the_event_loop_alone(
     threads: list[str] = []
     loop = serving.client.portal.call(threading.current_thread).name
     monkeypatch.setattr(
-        api, "decode", lambda *a, **k: (threads.append(threading.current_thread().name), decode(*a, **k))[1]
+        forward, "decode", lambda *a, **k: (threads.append(threading.current_thread().name), decode(*a, **k))[1]
     )
     b64 = base64.b64decode
     monkeypatch.setattr(

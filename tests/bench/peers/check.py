@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,15 @@ def left(mark: str) -> list[int]:
 
 def stop(process: subprocess.Popen[bytes], mark: str, how: signal.Signals) -> list[int]:
     """The signal to the group, then patience; what is left after it is killed, and told."""
-    os.killpg(process.pid, how)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, how)
     until = time.monotonic() + LEAVING_S
     while (process.poll() is None or left(mark)) and time.monotonic() < until:
         time.sleep(0.1)
     leftover = left(mark)
     for pid in leftover:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
     return leftover
 

@@ -85,6 +85,7 @@ PEERS: dict[str, Peer] = {
         _peer("litserve, batches", "/predict", f"{HERE}.litserve_server batches {{port}}"),
         _peer("litserve tutorial", "/predict", f"{HERE}.litserve_server tutorial {{port}}"),
         _peer("bentoml", "/classify", f"{BENTO}Engine", BENTOML),
+        _peer("bentoml, batches", "/classify", f"{BENTO}Batches", BENTOML),
         _peer("bentoml, two services", "/classify", f"{BENTO}TwoServices", BENTOML),
         _peer("bentoml tutorial", "/classify", f"{BENTO}Classifier", BENTOML),
         _peer("ray serve", "/", f"{HERE}.ray_server engine {{port}}", RAY_FAST),

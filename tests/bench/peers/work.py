@@ -19,9 +19,9 @@ Content = dict[str, Any]
 CORES = os.cpu_count() or 1
 TOP = 5
 
-# The largest batch where a peer wants a number: one forward of it keeps those who come next waiting, and on a CPU a
-# larger one gains hardly anything.
-MAX_BATCH = 8
+# The largest batch that pays: what the engine says of itself for the default weights (its card's max_batch). It is
+# wanted before there is an engine, so that other weights need to be told.
+MAX_BATCH = int(os.environ.get("PEER_MAX_BATCH", "16"))
 
 
 def weights() -> str:

@@ -1,0 +1,88 @@
+"""What a lane does with a batch: decodes the images that are quick to decode, one forward for all, an outcome each.
+
+A quick image rides along as bytes: one handover from thread to thread less. Any other is decoded in the pool before it
+is queued, so that no neighbour waits for it. An image that cannot be decoded is an error in its own place.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from app.engine import Answer, Ask, AttentionAsk, Engine
+from app.errors import InternalError, ServiceError
+from app.images import Picture, decode
+
+logger = logging.getLogger("nam.forward")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """A picture and the seconds that its decoding took."""
+
+    picture: Picture
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One image on its way to the engine, encoded or decoded, and what is asked of it."""
+
+    image: bytes | Decoded
+    top_k: int
+    attention: AttentionAsk | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """What the image was, what the engine said, and the seconds of its decoding and of its batch's forward."""
+
+    picture: Picture
+    answer: Answer
+    decode_s: float
+    model_s: float
+
+
+def timed_decode(image: bytes, *, size: int, crop: float, max_pixels: int) -> Decoded:
+    """Raises what :func:`app.images.decode` does."""
+    started = time.monotonic()
+    picture = decode(image, size=size, crop=crop, max_pixels=max_pixels)
+    return Decoded(picture, time.monotonic() - started)
+
+
+class Forward:
+    """Called from one lane's thread at a time a lane. ``on_forward`` is given the seconds of every forward."""
+
+    def __init__(self, engine: Engine, max_pixels: int, on_forward: Callable[[float], None]) -> None:
+        self._engine = engine
+        self._max_pixels = max_pixels
+        self._on_forward = on_forward
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Done | ServiceError]:
+        decoded = [self._decoded(job.image) for job in jobs]
+        ready = [(job, image) for job, image in zip(jobs, decoded, strict=True) if isinstance(image, Decoded)]
+        done = iter(self._run(ready) if ready else ())
+        return [next(done) if isinstance(image, Decoded) else image for image in decoded]
+
+    def _run(self, ready: list[tuple[Job, Decoded]]) -> list[Done]:
+        asks = [Ask(image.picture.pixels, job.top_k, job.attention) for job, image in ready]
+        started = time.monotonic()
+        answers = self._engine(asks)
+        model_s = time.monotonic() - started
+        self._on_forward(model_s)
+        return [
+            Done(image.picture, answer, image.decode_s, model_s)
+            for (_, image), answer in zip(ready, answers, strict=True)
+        ]
+
+    def _decoded(self, image: bytes | Decoded) -> Decoded | ServiceError:
+        if isinstance(image, Decoded):
+            return image
+        card = self._engine.card
+        try:
+            return timed_decode(image, size=card.size, crop=card.crop, max_pixels=self._max_pixels)
+        except ServiceError as error:
+            return error
+        except Exception:
+            logger.exception("an image of %d bytes was not decoded", len(image))
+            return InternalError()
