@@ -127,6 +127,7 @@ class Batcher(Generic[Item, Result]):
         self._ended: list[asyncio.Event] = []  # of each lane, set on the event loop
         self._closed_because: str | None = "not started"
         self._recent_run_s = 0.0
+        self._recent_item_s = 0.0
         self._telling = False  # that lanes will be woken at the end of this round of the event loop
         # What the lanes' threads and the event loop share, changed under the condition's lock.
         self._work = threading.Condition()
@@ -160,6 +161,11 @@ class Batcher(Generic[Item, Result]):
         """An estimate for an item queued now, from the recent duration of a batch; 0.0 before the first batch."""
         batches_ahead = math.ceil((self.depth + self.in_flight) / self._max_batch)
         return batches_ahead * self._recent_run_s / len(self._names)
+
+    @property
+    def item_s(self) -> float:
+        """Seconds from one item to the next while all lanes are busy, of late; 0.0 before the first batch."""
+        return self._recent_item_s / len(self._names)
 
     async def start(self) -> None:
         """Opens the lanes, which answer on the running event loop. A batcher starts once."""
@@ -333,7 +339,9 @@ class Batcher(Generic[Item, Result]):
                 waiter.future.set_result(Served(result, queue_s, outcome.run_s, len(batch)))
 
     def _record(self, name: str, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result], depth: int) -> None:
+        item_s = outcome.run_s / len(batch)
         self._recent_run_s = 0.8 * (self._recent_run_s or outcome.run_s) + 0.2 * outcome.run_s
+        self._recent_item_s = 0.8 * (self._recent_item_s or item_s) + 0.2 * item_s
         if self._on_batch is None:
             return
         queue_s = outcome.started_at - batch[0].queued_at

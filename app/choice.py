@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app.engine import EngineError
+from app.engine import Engine, EngineError
+from app.settings import Settings
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineName = Literal["auto", "openvino", "torch"]
@@ -43,6 +44,20 @@ def choose(engine: EngineName, device: Device, dtype: Dtype) -> Choice:
     why_engine = "the table's for it" if engine == "auto" else "asked for"
     reason = f"{on}: {why_device}; {chosen}: {why_engine}; {precision}: {why_dtype}"
     return Choice(chosen, on, precision, reason)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for, and no other is imported. Raises EngineError."""
+    choice = choose(settings.engine, settings.device, settings.dtype)
+    sizes = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
+    if choice.engine == "openvino":
+        from app.openvino_engine import OpenVINOEngine
+
+        cache = settings.cache_dir.expanduser()
+        return OpenVINOEngine(settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, **sizes)
+    from app.torch_engine import TorchEngine
+
+    return TorchEngine(settings.weights, device=choice.device, dtype=choice.dtype, reason=choice.reason, **sizes)
 
 
 def _device(asked: Device) -> tuple[Literal["cpu", "cuda"], str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from app import logs
 from app.bench_command import add_bench_command
-from app.choice import choose
+from app.choice import load_engine
 from app.engine import AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
@@ -34,23 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for, and no other is imported. Raises EngineError."""
-    choice = choose(settings.engine, settings.device, settings.dtype)
-    sizes = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
-    if choice.engine == "openvino":
-        from app.openvino_engine import OpenVINOEngine
-
-        cache = settings.cache_dir.expanduser()
-        return OpenVINOEngine(settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, **sizes)
-    from app.torch_engine import TorchEngine
-
-    return TorchEngine(settings.weights, device=choice.device, dtype=choice.dtype, reason=choice.reason, **sizes)
-
-
 def serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from app.server import serve
+    from app.services import lanes_here
 
     logs.configure(settings.log_level)
     refusals: list[EngineError] = []
@@ -62,8 +49,12 @@ def serve(arguments: argparse.Namespace) -> int:
             refusals.append(error)
             raise
 
+    if settings.workers > 1:
+        from app.workers import supervise
+
+        return supervise(settings)
     try:
-        serve(settings, load)
+        serve(settings, lanes_here(load))
     except SystemExit:
         if not refusals:
             raise
@@ -164,7 +155,7 @@ def _progress(items: list[Path], unit: str) -> Any:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """The environment's settings, and above them the flags that were given."""
-    given = {name: getattr(arguments, name, None) for name in ("host", "port", "weights", "device")}
+    given = {name: getattr(arguments, name, None) for name in ("host", "port", "workers", "weights", "device")}
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -194,6 +185,7 @@ def _add_service(commands: Any) -> None:
     added = command(commands, serve, "answer over HTTP; every setting is listed by nam settings")
     added.add_argument("--host", help="address to listen on (else NAM_HOST, 127.0.0.1)")
     added.add_argument("--port", type=int, help="port to listen on (else NAM_PORT, 8000)")
+    added.add_argument("--workers", type=positive, help="processes that speak HTTP (else NAM_WORKERS, 1)")
     _add_engine(added)
     _add_engine(command(commands, check, "load, warm up and answer one image; exit code 0 if all is well"))
     command(commands, settings, "every setting of the service, its value, its default and what it does")

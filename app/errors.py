@@ -161,6 +161,11 @@ ERRORS: tuple[type[ServiceError], ...] = (
 )
 
 
+def of_code(code: str) -> type[ServiceError]:
+    """The class of an error's code."""
+    return next(kind for kind in ServiceError.__subclasses__() if kind.code == code)
+
+
 def problem(error: ServiceError, request_id: str) -> dict[str, str | int]:
     """The members of an `application/problem+json` body, in the contract's order; `type` is a name, not an address."""
     return {

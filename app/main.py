@@ -12,9 +12,10 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from app import api, docs, errors
+from app.board import Load
 from app.fast import FastPredict
 from app.middleware import Admission, Keys, RequestContext, count_refusal, problem_response
-from app.services import Load, LoadEngine, Services, open_services
+from app.services import OpenLanes, Services, open_services
 from app.settings import Settings
 
 
@@ -22,12 +23,12 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings, load_engine: LoadEngine, load: Load | None = None) -> FastAPI:
-    """The service. ``load_engine`` runs once, when the application starts; ``load`` is what admission counts."""
+def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = None) -> FastAPI:
+    """The service. ``open_lanes``: where images are run, opened when it starts; ``load``: what admission counts."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with open_services(settings, load_engine, load or Load()) as services:
+        async with open_services(settings, open_lanes, load or Load()) as services:
             yield {"services": services}
 
     routes = [route.path for router in (api.router, docs.router) for route in router.routes]  # type: ignore[attr-defined]

@@ -43,6 +43,8 @@ logger = logging.getLogger("nam.access")
 
 # nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
 _CLIENT_GONE = 499
+# How much longer than expected a wait may become before an accepted request misses its deadline.
+_MARGIN = 1.25
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -180,7 +182,9 @@ class Admission:
         services = _services(scope)
         headers = Headers(scope=scope)
         _refuse_if_unfit(services)
-        scope["state"]["deadline"] = deadline = time.monotonic() + _timeout_s(headers, services)
+        timeout_s = _timeout_s(headers, services)
+        _refuse_if_too_late(services, timeout_s)
+        scope["state"]["deadline"] = deadline = time.monotonic() + timeout_s
         body = _Body(services, receive, deadline)
         services.load.requests += 1
         try:
@@ -208,7 +212,7 @@ class _Body:
         if total > settings.max_body_bytes:
             raise BodyTooLarge(f"The body is larger than {settings.max_body_bytes} bytes.")
         more = max(0, total - self.held)
-        if load.body_bytes + more > settings.max_inflight_bytes:
+        if load.all_body_bytes + more > settings.max_inflight_bytes:
             raise Overloaded("The service holds as many bytes of bodies as it may.")
         load.body_bytes += more
         self.held += more
@@ -239,8 +243,16 @@ def _refuse_if_unfit(services: Services) -> None:
         raise Draining
     if not services.batcher.healthy:
         raise NotReady
-    if services.load.requests >= services.settings.max_requests:
-        raise Overloaded(f"{services.load.requests} requests are under way already.")
+    if (under_way := services.load.all_requests) >= services.settings.max_requests:
+        raise Overloaded(f"{under_way} requests are under way already.")
+
+
+def _refuse_if_too_late(services: Services, timeout_s: float) -> None:
+    """Who would get no answer in time is better told so now: what is under way, at the pace of late, takes longer."""
+    wait_s = services.load.all_requests * services.load.image_s
+    if _MARGIN * wait_s > timeout_s:
+        retry_after = {"Retry-After": str(max(1, round(wait_s)))}
+        raise Overloaded(f"The wait would be {wait_s:.1f} s, longer than the deadline.", headers=retry_after)
 
 
 def _timeout_s(headers: Headers, services: Services) -> float:

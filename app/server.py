@@ -5,13 +5,15 @@ work with 503; the process ends when nothing is under way or the grace is over; 
 """
 
 import logging
+import socket
 import time
 from types import FrameType
 
 import uvicorn
 
+from app.board import Load
 from app.main import create_app
-from app.services import Load, LoadEngine
+from app.services import OpenLanes
 from app.settings import Settings
 
 logger = logging.getLogger("nam.server")
@@ -39,11 +41,13 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(settings: Settings, load_engine: LoadEngine) -> None:
-    """Serve until a signal. Raises SystemExit where the service cannot start."""
-    load = Load()
+def serve(
+    settings: Settings, open_lanes: OpenLanes, load: Load | None = None, listener: socket.socket | None = None
+) -> None:
+    """Serve until a signal, on ``listener`` where it is given. Raises SystemExit where the service cannot start."""
+    load = load or Load()
     config = uvicorn.Config(
-        create_app(settings, load_engine, load),
+        create_app(settings, open_lanes, load),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -54,4 +58,5 @@ def serve(settings: Settings, load_engine: LoadEngine) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,  # the grace is over by then
     )
-    DrainingServer(config, load, settings.drain_ms / 1000).run()
+    server = DrainingServer(config, load, settings.drain_ms / 1000)
+    server.run(sockets=None if listener is None else [listener])

@@ -5,14 +5,15 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
-from app.batching import Batcher
-from app.engine import Engine
+from app.batching import Batcher, BatchRecord, Served
+from app.board import Load
+from app.engine import Card, Engine
 from app.errors import ServiceError
 from app.forward import Done, Forward, Job
 from app.metrics import Metrics
@@ -24,56 +25,78 @@ logger = logging.getLogger("nam.services")
 LAST_BATCH_S = 1.0
 
 LoadEngine = Callable[[Settings], Engine]
+Outcome = Done | ServiceError
 
 
-@dataclass
-class Load:
-    """What admission counts: requests for answers under way, bytes of bodies held, and whether new work is refused."""
+class Lanes(Protocol):
+    """Where jobs are queued and run: a Batcher in this process, or the way to the one in another."""
 
-    requests: int = 0
-    body_bytes: int = 0
-    draining: bool = False
+    @property
+    def healthy(self) -> bool: ...
+
+    async def submit(self, job: Job, deadline: float) -> Served[Outcome]: ...
+
+
+class Described(Protocol):
+    """What knows the card of the engine that serves."""
+
+    card: Card
+
+
+OpenLanes = Callable[[Settings, Metrics, Load], AbstractAsyncContextManager[tuple[Described, Lanes]]]
 
 
 @dataclass(frozen=True)
 class Services:
     settings: Settings
-    engine: Engine
-    batcher: Batcher[Job, Done | ServiceError]
+    engine: Described
+    batcher: Lanes
     decoders: ThreadPoolExecutor
     metrics: Metrics
     load: Load
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, load_engine: LoadEngine, load: Load) -> AsyncIterator[Services]:
-    """Born in nesting order, the engine loaded and warm before the batcher takes work; dies in the opposite one."""
-    metrics = Metrics()
+async def open_services(settings: Settings, open_lanes: OpenLanes, load: Load) -> AsyncIterator[Services]:
+    """Born in nesting order, the engine loaded and warm before work is taken; dies in the opposite one."""
+    metrics = Metrics(load)
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), thread_name_prefix="decode") as decoders:
+        async with open_lanes(settings, metrics, load) as (engine, lanes):
+            services = Services(settings, engine, lanes, decoders, metrics, load)
+            logger.info("ready: %s, %s", engine.card.name, engine.card.facts.get("engine", "engine unnamed"))
+            try:
+                yield services
+            finally:
+                load.draining = True
+
+
+def lanes_here(load_engine: LoadEngine) -> OpenLanes:
+    """The engine in this process, in threads."""
+
+    @asynccontextmanager
+    async def open_lanes(settings: Settings, metrics: Metrics, load: Load) -> AsyncIterator[tuple[Engine, Lanes]]:
         engine = await asyncio.to_thread(load_engine, settings)
-        batcher: Batcher[Job, Done | ServiceError] = Batcher(
+        logger.info("serving because: %s", engine.card.facts.get("reason", "nothing is known"))
+
+        def on_batch(record: BatchRecord) -> None:
+            metrics.on_batch(record)
+            load.image_s, load.depth = batcher.item_s, batcher.depth
+
+        batcher: Batcher[Job, Outcome] = Batcher(
             Forward(engine, settings.max_pixels, metrics.model.observe),
             max_batch=engine.card.max_batch,
             max_queue=settings.max_queue,
             lanes=engine.card.lanes,
-            on_batch=metrics.on_batch,
+            on_batch=on_batch,
         )
+        load.read_depth = lambda: batcher.depth
         await batcher.start()
-        services = Services(settings, engine, batcher, decoders, metrics, load)
-        _watch(services)
-        logger.info("ready: %s, %s", engine.card.name, engine.card.facts.get("engine", "engine unnamed"))
         try:
-            yield services
+            yield engine, batcher
         finally:
-            services.load.draining = True
             await batcher.close(LAST_BATCH_S)
 
-
-def _watch(services: Services) -> None:
-    """Gauges read what is alive at the moment they are asked, so that they cannot drift from it."""
-    services.metrics.in_flight.set_function(lambda: services.load.requests)
-    services.metrics.body_bytes.set_function(lambda: services.load.body_bytes)
-    services.metrics.depth.set_function(lambda: services.batcher.depth)
+    return open_lanes
 
 
 def _of_request(request: Request) -> Services:

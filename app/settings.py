@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Keys, separated by commas, one of which callers must send; none: open to all.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that speak HTTP; several share one engine, in one more process, and one queue.",
+    )
     host: str = Field(default="127.0.0.1", description="The address that nam serve listens on.")
     port: int = Field(
         default=8000, ge=0, le=65535, description="The port that nam serve listens on; 0 takes a free one."
@@ -79,6 +85,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, in which another one finds these same settings."""
+        own = {f"NAM_{name.upper()}": str(value) for name, value in self}
+        return os.environ | own | {"NAM_API_KEYS": self.api_keys.get_secret_value()}
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -11,8 +11,12 @@ operations of one forward (``flops``).
 import argparse
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
+
+# OpenVINO's converter counts its uses for its makers, unless this package is not there: it is not, here.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino
 import torch

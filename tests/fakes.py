@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
 
+from app.board import Load
 from app.engine import Answer, Ask, Block, BlockAttention, Card, Label
 from app.main import create_app
-from app.services import Load
+from app.services import lanes_here
 from app.settings import Settings
 
 CLASSES = 10
@@ -106,7 +107,7 @@ class Service:
 def service(**settings: Any) -> Iterator[Service]:
     """The whole application around a fake engine, in this process."""
     engine, load = FakeEngine(), Load()
-    app = create_app(Settings(**settings), lambda _: engine, load)
+    app = create_app(Settings(**settings), lanes_here(lambda _: engine), load)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Service(client, engine, load)
 

@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent.parent
 APP: dict[str, set[str]] = {
     "__init__": set(),
     "bench_command": {"flags", "load"},
-    "choice": {"engine"},
+    "choice": {"engine", "openvino_engine", "settings", "torch_engine"},
     "api": {"engine", "errors", "schemas", "services", "serving", "uploads"},
     "batching": set(),
+    "board": set(),
     "cli": {
         *("engine", "errors", "flags", "forward", "images", "logs", "model_commands", "schemas", "server", "settings"),
-        *("bench_command", "choice", "openvino_engine", "torch_engine", "nam"),
+        *("bench_command", "choice", "services", "workers", "nam"),
     },
     "docs": set(),
     "engine": set(),
@@ -29,18 +30,23 @@ APP: dict[str, set[str]] = {
     "jpeg": set(),
     "load": set(),
     "logs": set(),
-    "main": {"api", "docs", "errors", "fast", "middleware", "services", "settings"},
-    "metrics": {"batching"},
+    "main": {"api", "board", "docs", "errors", "fast", "middleware", "services", "settings"},
+    "metrics": {"batching", "board"},
     "middleware": {"errors", "services"},
     "model_commands": {"flags", "nam"},
     "openvino_engine": {"engine", "graphs", "nam.files"},
     "schemas": {"engine", "forward"},
-    "server": {"main", "services", "settings"},
-    "services": {"batching", "engine", "errors", "forward", "metrics", "settings"},
+    "remote": {"batching", "engine", "errors", "forward", "services", "wire"},
+    "server": {"board", "main", "services", "settings"},
+    "services": {"batching", "board", "engine", "errors", "forward", "metrics", "settings"},
     "serving": {"batching", "engine", "errors", "forward", "images", "services"},
     "settings": set(),
     "torch_engine": {"engine", "nam"},
     "uploads": {"errors"},
+    "wire": {"engine", "errors", "forward", "images"},
+    "workers": {
+        *("board", "choice", "engine", "logs", "metrics", "remote", "server", "services", "settings"),
+    },
 }
 
 # Packages from elsewhere that only some files may import.

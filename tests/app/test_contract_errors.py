@@ -13,7 +13,6 @@ import pytest
 
 from app import errors, schemas
 from app.middleware import Admission
-from app.services import Load
 from tests.fakes import Service, picture, service, until
 
 PNG = {"content-type": "image/png"}
@@ -259,7 +258,7 @@ def test_a_body_that_stops_arriving_ends_in_408() -> None:
         _, answer = _asgi(serving, _scope(serving), [{"type": "http.request", "body": b"x", "more_body": True}])
         refused(answer, 408, "request_timeout")
         assert answer.headers["connection"] == "close"
-        assert serving.load == Load()
+        assert (serving.load.requests, serving.load.body_bytes) == (0, 0)
 
 
 def test_a_deadline_that_passes_while_the_body_arrives_is_a_deadline() -> None:
@@ -273,7 +272,7 @@ def test_a_caller_that_leaves_while_sending_costs_nothing() -> None:
         pieces = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
         status, _ = _asgi(serving, _scope(serving), pieces)
         assert status == 0  # nobody was there to answer
-        assert serving.load == Load()
+        assert (serving.load.requests, serving.load.body_bytes) == (0, 0)
         assert serving.engine.batches == []
         assert serving.metric("nam_requests_total", route="/predict", status="499") == 1
 

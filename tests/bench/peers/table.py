@@ -32,7 +32,7 @@ RAY_HAPROXY = {
 class Peer:
     """A framework, tuned around our engine or as its tutorial has it: POST a JPEG as the body to ``path``.
 
-    ``arguments``: what follows ``python -m``, with {port} and {cores}; ``environment``: what it needs beside ours.
+    ``arguments``: what follows ``python -m``, with {port}, {cores} and {root}; ``environment``: what only it needs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Peer:
             **threads,
             **dict(self.environment),
         }
-        arguments = self.arguments.format(port=port, cores=CORES, root=ROOT).split()
+        arguments = [part.format(port=port, cores=CORES, root=ROOT) for part in self.arguments.split()]
         return ["env", *(f"{k}={v}" for k, v in environment.items()), str(python()), "-m", *arguments]
 
 

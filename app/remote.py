@@ -1,0 +1,165 @@
+"""The engine in a process of its own, and how an HTTP process reaches it: over a Unix socket, to one queue for all.
+
+In an HTTP process :class:`RemoteBatcher` stands where a Batcher would; :class:`EngineServer` is the other end.
+"""
+
+import asyncio
+import itertools
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+from app import wire
+from app.batching import Closed, DeadlineExceeded, QueueFull, Served
+from app.engine import Card
+from app.errors import ServiceError
+from app.forward import Job
+from app.services import Lanes, Outcome
+
+logger = logging.getLogger("nam.remote")
+Future = asyncio.Future[Served[Outcome]]
+
+
+class EngineFailed(RuntimeError):
+    """The engine raised; the log of its process says what."""
+
+
+class RemoteBatcher(asyncio.Protocol):
+    """As a Batcher to its callers. ``card`` is what the engine's process sent first."""
+
+    card: Card
+
+    def __init__(self) -> None:
+        self._frames, self._numbers = wire.Frames(), itertools.count()
+        self._waiting: dict[int, Future] = {}
+        self._transport: asyncio.WriteTransport | None = None
+        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def connect(cls, socket: Path) -> "RemoteBatcher":
+        """Raises OSError where nothing listens, Closed where the engine's process ends before it has said a word."""
+        _, batcher = await asyncio.get_running_loop().create_unix_connection(cls, str(socket))
+        await batcher._greeted
+        return batcher
+
+    @property
+    def healthy(self) -> bool:
+        return self._transport is not None
+
+    async def submit(self, job: Job, deadline: float) -> Served[Outcome]:
+        """As :meth:`app.batching.Batcher.submit`; EngineFailed for what its run raises."""
+        if self._transport is None:
+            raise Closed("the engine's process is gone")
+        number = next(self._numbers)
+        future: Future = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._transport.write(wire.job_frame(number, job, deadline))
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before there was a result") from None
+        finally:
+            if self._waiting.pop(number, None) and not (future.done() and not future.cancelled()):
+                self._abandon(number)
+
+    def close(self) -> None:
+        """Whoever waits still, waits no longer: the server has seen to it that nobody does."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abandon(self, number: int) -> None:
+        if self._transport is not None:
+            self._transport.write(wire.pack({"abandoned": number}))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for head, payload in self._frames.feed(data):
+            self._take(head, payload)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        futures: list[asyncio.Future[Any]] = [self._greeted, *self._waiting.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(Closed("the engine's process is gone"))
+
+    def _take(self, head: dict[str, Any], payload: memoryview) -> None:
+        if "card" in head:
+            self.card = wire.card_of(head["card"])
+            self._greeted.set_result(None)
+            return
+        future = self._waiting.get(head["number"])
+        if future is None or future.done():
+            return
+        match head["kind"]:
+            case "done":
+                done, queue_s, run_s, batch_size = wire.done_of(head, payload)
+                future.set_result(Served(done, queue_s, run_s, batch_size))
+            case "error":
+                future.set_result(Served(wire.error_of(head), 0.0, 0.0, 0))
+            case "full":
+                future.set_exception(QueueFull(head["retry_after_s"]))
+            case "late":
+                future.set_exception(DeadlineExceeded("the deadline passed before there was a result"))
+            case "closed":
+                future.set_exception(Closed("the engine takes no work"))
+            case _:
+                future.set_exception(EngineFailed("the engine failed"))
+
+
+class EngineServer(asyncio.Protocol):
+    """One HTTP process's connection to the engine: a task a job, its answer written when it is there."""
+
+    def __init__(self, batcher: Lanes, card: Card) -> None:
+        self._batcher, self._card = batcher, card
+        self._frames = wire.Frames()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self._write(wire.pack({"card": wire.card_head(self._card)}))
+
+    def data_received(self, data: bytes) -> None:
+        for head, payload in self._frames.feed(data):
+            if "abandoned" in head:
+                if task := self._tasks.get(head["abandoned"]):
+                    task.cancel()
+            else:
+                number = head["job"]
+                self._tasks[number] = task = asyncio.create_task(self._answer(number, head, payload))
+                task.add_done_callback(lambda _, number=number: self._tasks.pop(number, None))  # type: ignore[misc]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nobody waits for these answers any more."""
+        self._transport = None
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    async def _answer(self, number: int, head: dict[str, Any], payload: memoryview) -> None:
+        try:
+            served = await self._batcher.submit(wire.job_of(head, payload), head["deadline"])
+        except QueueFull as full:
+            self._write(wire.pack({"number": number, "kind": "full", "retry_after_s": full.retry_after_s}))
+        except DeadlineExceeded:
+            self._write(wire.pack({"number": number, "kind": "late"}))
+        except Closed:
+            self._write(wire.pack({"number": number, "kind": "closed"}))
+        except Exception:
+            logger.exception("a batch failed")
+            self._write(wire.pack({"number": number, "kind": "failed"}))
+        else:
+            self._write(_outcome_frame(number, served))
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(frame)
+
+
+def _outcome_frame(number: int, served: Served[Outcome]) -> bytes:
+    if isinstance(served.result, ServiceError):
+        return wire.error_frame(number, served.result)
+    return wire.done_frame(number, served.result, served.queue_s, served.run_s, served.batch_size)

@@ -1,0 +1,118 @@
+"""Graphs on disk: made once for a weights file, by one process, whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import graphs
+from app.engine import EngineError
+from app.graphs import FORM, graph_of
+from tests.app.test_engines import ROOT, weights_file
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was exported, in place of exporting it."""
+    graphs_made: list[Path] = []
+
+    def export(_: Path, graph: Path) -> None:
+        graph.touch()
+        graphs_made.append(graph)
+
+    monkeypatch.setattr(graphs, "_export", export)
+    return graphs_made
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_another_process_makes_the_graph_and_nothing_else_stays(tmp_path: Path) -> None:
+    graph = graph_of(Path(weights_file(tmp_path)), "abc", tmp_path / "a" / "cache")
+    assert graph == tmp_path / "a" / "cache" / f"abc-{FORM}.xml"
+    assert left(graph.parent) == {graph.name, graph.with_suffix(".bin").name}
+    assert all((graph.parent / name).stat().st_size for name in left(graph.parent))
+
+
+def test_a_graph_is_made_once_and_then_found(tmp_path: Path, made: list[Path]) -> None:
+    graph = graph_of(Path("w"), "abc", tmp_path)
+    assert graph_of(Path("w"), "abc", tmp_path) == graph
+    assert made == [graph]
+
+
+def test_other_weights_have_a_graph_of_their_own(tmp_path: Path, made: list[Path]) -> None:
+    assert made == [graph_of(Path("w"), sha256, tmp_path) for sha256 in ("abc", "abd")]
+    assert len(set(made)) == 2
+
+
+def test_a_graph_of_an_older_form_is_made_anew(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = graph_of(Path("w"), "abc", tmp_path)
+    monkeypatch.setattr(graphs, "FORM", FORM + 1)
+    newer = graph_of(Path("w"), "abc", tmp_path)
+    assert made == [older, newer]
+    assert newer.name == f"abc-{FORM + 1}.xml"
+
+
+def test_processes_that_start_together_export_once(tmp_path: Path) -> None:
+    code = """if True:
+        import pathlib, sys, time
+        from app import graphs
+        folder, me = pathlib.Path(sys.argv[1]), sys.argv[2]
+        def export(weights, graph):
+            (folder / f"exported by {me}").touch()
+            time.sleep(0.3)
+            graph.touch()
+        graphs._export = export
+        (folder / f"ready {me}").touch()
+        while len(list(folder.glob("ready *"))) < 2:
+            time.sleep(0.001)
+        print(graphs.graph_of(pathlib.Path("w"), "abc", folder).name)"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen([*command, me], cwd=ROOT, stdout=subprocess.PIPE, text=True) for me in "ab"]
+    assert [process.communicate(timeout=60)[0] for process in both] == [f"abc-{FORM}.xml\n"] * 2
+    assert len(list(tmp_path.glob("exported by *"))) == 1
+
+
+def test_an_export_that_fails_leaves_nothing_and_says_the_weights_own_words(tmp_path: Path) -> None:
+    weights, cache = tmp_path / "w.safetensors", tmp_path / "cache"
+    weights.write_bytes(b"no weights at all")
+    with pytest.raises(EngineError, match=rf"^{weights} cannot be read as safetensors: "):
+        graph_of(weights, "abc", cache)
+    assert left(cache) == set()
+
+
+LOAD = "WeightsError: w does not hold the network of its card: Error(s) in loading state_dict for CifarResNet:"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "words"),
+    [
+        ("Traceback\nnam.files.WeightsError: w carries no card: 'card'\n", "w carries no card: 'card'"),
+        (f'Traceback\nnam.files.{LOAD}\n\tMissing key(s) in state_dict: "fc.bias". \n', "w does not hold the network"),
+        ("Traceback\nMemoryError\n", "MemoryError"),
+        ("Killed\n", "Killed"),
+        ("", "the export failed"),
+    ],
+)
+def test_however_an_export_fails_it_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, words: str
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr))
+    with pytest.raises(EngineError) as caught:
+        graph_of(Path("w"), "abc", tmp_path)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_after_a_failed_export_the_next_one_is_tried(
+    tmp_path: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as failing, pytest.raises(EngineError):
+        failing.setattr(graphs, "_export", lambda *_: (_ for _ in ()).throw(EngineError("no")))
+        graph_of(Path("w"), "abc", tmp_path)
+    assert graph_of(Path("w"), "abc", tmp_path).is_file()
+    assert len(made) == 1
