@@ -63,7 +63,6 @@ class BlockAttention:
         seen: tuple[Floats, Floats, Floats],
         order: list[int],
         gates: Callable[[list[int]], Floats],
-        effect: float | None,
     ) -> "BlockAttention":
         """``seen``: spread (4,), channel means (C,), map (H, W); ``order``: all channels by falling weight; ``gates``:
         from channels to their gates, (n, H, W), asked only for what is wanted."""
@@ -81,7 +80,6 @@ class BlockAttention:
             map=map_ if drawn else None,
             top_maps=gates(top) if drawn else None,
             channel_maps=gates(list(range(len(order)))) if ask.maps == "all" else None,
-            effect=effect,
         )
 
 

@@ -10,17 +10,16 @@ convolutions compute in.
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 
-from app.engine import Answer, Ask, BlockAttention, Card, EngineError, Floats
+from app.array_engine import ArrayEngine, Pixels
+from app.engine import Card, EngineError, Floats
 from app.graphs import graph_of
 from nam.files import WeightsError, file_sha256, locate
 
@@ -44,7 +43,7 @@ class _Shape:
     wide: bool
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(ArrayEngine["_Lane"]):
     """Compiles and warms up in the constructor, so that a failure stops the start. Raises EngineError."""
 
     def __init__(
@@ -67,7 +66,7 @@ class OpenVINOEngine:
             raise EngineError(str(error)) from error
         self._core = openvino.Core()
         told = json.loads(self._core.read_model(self._file).get_rt_info("nam").value)
-        self.card = Card.of(
+        card = Card.of(
             told,
             max_batch=max_batch or int(min(_MOST_IMAGES, max(1, _MOST_FLOPS // told["flops"]))),
             lanes=lanes,
@@ -80,72 +79,27 @@ class OpenVINOEngine:
         self._precision = _PRECISION[dtype]
         self._narrow = _on(lanes, threads or max(1, cores // lanes))
         self._wide = _on(1, threads or cores)
-        self._order = [(-block.weights).argsort(kind="stable").tolist() for block in self.card.blocks]
-        compiled = {shape: self._compile(shape) for shape in self._shapes()}
-        self._idle = [_Lane(compiled, self.card) for _ in range(lanes)]
-        self._running, self._lock = 0, threading.Lock()
+        compiled = {shape: self._compile(shape, card) for shape in _shapes(card)}
+        super().__init__(card, [_Lane(compiled, card) for _ in range(lanes)])
         self._held: openvino.CompiledModel | None = None
-        self._lock_effects = threading.Lock()
-        self._warm_up()
+        self._lock_held = threading.Lock()
+        self.warm_up(_chunk_sizes(card.max_batch))
 
-    def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        with self._lane() as (lane, alone):
-            for shape, places in self._pieces(asks, alone):
-                some = [asks[i] for i in places]
-                outputs = lane.infer(shape, [ask.pixels for ask in some])
-                answers |= zip(places, self._answers(some, outputs), strict=True)
-        return [answers[i] for i in range(len(asks))]
+    def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
+        wide = alone and len(images) == 1
+        return lane.infer(_Shape(looks, -1 if looks and not wide else len(images), wide), images)
 
-    def _pieces(self, asks: Sequence[Ask], alone: bool) -> Iterator[tuple[_Shape, list[int]]]:
-        looks = [bool(ask.attention and self.card.blocks) for ask in asks]
-        if alone and len(asks) == 1:
-            yield _Shape(looks[0], 1, wide=True), [0]
-            return
-        if any(looks):
-            yield _Shape(True, -1, wide=False), [i for i, look in enumerate(looks) if look]
-        for places in _chunks([i for i, look in enumerate(looks) if not look], self.card.max_batch):
-            yield _Shape(False, len(places), wide=False), places
+    def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
+        start = 0
+        for size in [self.card.max_batch] if looks else _chunk_sizes(self.card.max_batch):
+            while len(places) - start >= size or (looks and start < len(places)):
+                yield places[start : start + size]
+                start += size
 
-    @contextmanager
-    def _lane(self) -> Iterator[tuple["_Lane", bool]]:
-        """A lane for one call, and whether no other call is under way."""
-        with self._lock:
-            lane, alone = self._idle.pop(), self._running == 0
-            self._running += 1
-        try:
-            yield lane, alone
-        finally:
-            with self._lock:
-                self._running -= 1
-                self._idle.append(lane)
-
-    def _answers(self, asks: list[Ask], outputs: list[Floats]) -> Iterator[Answer]:
-        probabilities, *blocks = outputs
-        best = _best(probabilities, max(ask.top_k for ask in asks))
-        for i, ask in enumerate(asks):
-            indices = best[i, : ask.top_k]
-            looks = tuple(self._blocks(ask, [output[i] for output in blocks])) if blocks else ()
-            yield Answer(indices, probabilities[i, indices], looks)
-
-    def _blocks(self, ask: Ask, outputs: list[Floats]) -> Iterator[BlockAttention]:
-        """What one image's outputs, four a block, say to its ask. Copies: the next call overwrites them."""
-        if (wanted := ask.attention) is None:
-            return
-        effects = self._effects(ask.pixels) if wanted.effects else [None] * len(self.card.blocks)
-        for j, block in enumerate(self.card.blocks):
-            if block.name in wanted.blocks:
-                spread, channel_mean, map_, gates = outputs[4 * j : 4 * j + 4]
-                seen = (spread, channel_mean.copy(), map_.copy())
-                yield BlockAttention.of(block.name, wanted, seen, self._order[j], gates.__getitem__, effects[j])
-
-    def _effects(self, pixels: NDArray[np.uint8]) -> list[float]:
-        """What each block's gate does for the answer, as :func:`nam.maps.effects` has it, in fp32.
-
-        Compiled when it is first asked for: where it never is, it takes no memory.
-        """
+    def effects(self, lane: "_Lane", pixels: Pixels) -> list[float]:
+        """Compiled when it is first asked for: where it never is, it takes no memory."""
         hold = np.arange(-1, len(self.card.blocks))
-        with self._lock_effects:
+        with self._lock_held:
             if self._held is None:
                 network = _part(self._core.read_model(self._file), ["logits"], held=True)
                 self._held = self._core.compile_model(network, "CPU", {**self._wide, _HINT: "f32"})
@@ -154,25 +108,13 @@ class OpenVINOEngine:
         effects: list[float] = (of_top[0] - of_top[1:]).tolist()
         return effects
 
-    def _shapes(self) -> list[_Shape]:
-        plain = [_Shape(False, 1, True), *(_Shape(False, batch, False) for batch in _chunk_sizes(self.card.max_batch))]
-        return [*plain, _Shape(True, 1, True), _Shape(True, -1, False)] if self.card.blocks else plain
-
-    def _compile(self, shape: _Shape) -> openvino.CompiledModel:
-        blocks = self.card.blocks if shape.looks else ()
+    def _compile(self, shape: _Shape, card: Card) -> openvino.CompiledModel:
+        blocks = card.blocks if shape.looks else ()
         names = [f"{part}.{block.name}" for block in blocks for part in ("spread", "channel_mean", "map", "gates")]
         network = _part(self._core.read_model(self._file), ["probabilities", *names])
-        network.reshape(openvino.PartialShape([shape.batch, 3, self.card.size, self.card.size]))
+        network.reshape(openvino.PartialShape([shape.batch, 3, card.size, card.size]))
         threads = self._wide if shape.wide else self._narrow
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
-
-    def _warm_up(self) -> None:
-        """Every shape once in every lane. Raises EngineError where an answer is not finite."""
-        blank = np.zeros((3, self.card.size, self.card.size), np.uint8)
-        for lane in self._idle:
-            for shape in self._shapes():
-                if not all(np.isfinite(output).all() for output in lane.infer(shape, [blank] * abs(shape.batch))):
-                    raise EngineError("the warm-up gave numbers that are not finite")
 
 
 class _Lane:
@@ -183,7 +125,7 @@ class _Lane:
         self._tensors = [openvino.Tensor(self._pixels[:n], shared_memory=True) for n in range(1, card.max_batch + 1)]
         self._requests = {shape: model.create_infer_request() for shape, model in compiled.items()}
 
-    def infer(self, shape: _Shape, images: list[NDArray[np.uint8]]) -> list[Floats]:
+    def infer(self, shape: _Shape, images: list[Pixels]) -> list[Floats]:
         """The outputs, views of memory that the lane's next call overwrites."""
         for i, pixels in enumerate(images):
             self._pixels[i] = pixels
@@ -191,6 +133,11 @@ class _Lane:
         request.set_input_tensor(self._tensors[len(images) - 1])
         request.infer(share_outputs=True)
         return [output.data for output in request.output_tensors]
+
+
+def _shapes(card: Card) -> list[_Shape]:
+    plain = [_Shape(False, 1, True), *(_Shape(False, batch, False) for batch in _chunk_sizes(card.max_batch))]
+    return [*plain, _Shape(True, 1, True), _Shape(True, -1, False)] if card.blocks else plain
 
 
 def _on(streams: int, threads_each: int) -> dict[str, Any]:
@@ -218,19 +165,3 @@ def _part(graph: openvino.Model, outputs: list[str], *, held: bool = False) -> o
 def _chunk_sizes(most: int) -> list[int]:
     """The powers of four up to ``most``, falling."""
     return [4**power for power in range((most.bit_length() - 1) // 2, -1, -1)]
-
-
-def _chunks(places: list[int], most: int) -> Iterator[list[int]]:
-    start = 0
-    for size in _chunk_sizes(most):
-        while len(places) - start >= size:
-            yield places[start : start + size]
-            start += size
-
-
-def _best(probabilities: Floats, k: int) -> NDArray[np.int64]:
-    """The indices of the k largest in each row, best first, ties by index: (B, k)."""
-    k = min(k, probabilities.shape[1])
-    some = np.sort(np.argpartition(-probabilities, k - 1, axis=1)[:, :k], axis=1)
-    order = (-np.take_along_axis(probabilities, some, 1)).argsort(axis=1, kind="stable")
-    return np.take_along_axis(some, order, 1)

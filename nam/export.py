@@ -1,11 +1,10 @@
 """A weights file -> a graph that OpenVINO runs without torch. ``python -m nam.export WEIGHTS OUT.xml``
 
 The graph is the folded network in fp32 (:mod:`nam.fold`): pixels uint8 (B, 3, S, S) go in, and ``hold`` int64 (B,), the
-block whose gate is held at its mean (-1: none). Out come ``probabilities`` and ``logits``, fp32 (B, classes), and of
-every block with NAM ``spread.NAME`` (B, 4), ``channel_mean.NAME`` (B, C), ``map.NAME`` (B, H, W), as
-:func:`nam.maps.summarize` has them, and ``gates.NAME`` (B, C, H, W). Whoever serves takes the outputs that it wants: the
-rest of the graph is then not computed. What :mod:`nam.describe` says of the network travels inside, as JSON, with the
-operations of one forward (``flops``).
+block whose gate is held at its mean (-1: none). What comes out is named by :class:`nam.outputs.Outputs`:
+``probabilities``, ``logits``, and ``spread``, ``channel_mean``, ``map`` and ``gates`` of every block, as in
+``map.layer1.0``. Whoever serves takes the outputs that it wants: the rest of the graph is then not computed. What
+:mod:`nam.describe` says of the network travels inside, as JSON, with the operations of one forward (``flops``).
 """
 
 import argparse
@@ -20,47 +19,20 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino
 import torch
-from torch import Tensor, nn
 
-from nam import maps, weights
+from nam import weights
 from nam.build import Model
 from nam.describe import describe
 from nam.evaluate import cost
-from nam.fold import fold
+from nam.outputs import Outputs
 
 DESCRIPTION = "nam"
-
-
-class _Outputs(nn.Module):
-    """The folded network and everything that is said of its gates, as one function of tensors."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        shares = maps.channel_weights(model)
-        self.names = list(shares)
-        self.network = fold(model)
-        self.shares = nn.ParameterList([nn.Parameter(w, requires_grad=False) for w in shares.values()])
-
-    def forward(self, pixels: Tensor, hold: Tensor) -> tuple[Tensor, ...]:
-        if not self.names:
-            logits = self.network(pixels)
-            return logits.softmax(1), logits
-        logits, gates = self.network.forward_with_gates(pixels, hold)
-        outputs = [logits.softmax(1), logits]
-        for gate, share in zip(gates, self.shares, strict=True):
-            seen = maps.summarize(gate, share)
-            outputs += [seen.spread, seen.channel_mean, seen.map, gate]
-        return tuple(outputs)
-
-    def output_names(self) -> list[str]:
-        parts = ("spread", "channel_mean", "map", "gates")
-        return ["probabilities", "logits", *(f"{part}.{name}" for name in self.names for part in parts)]
 
 
 @torch.inference_mode()
 def to_openvino(model: Model, card: weights.Card) -> openvino.Model:
     """The graph of a network in eval mode, any batch."""
-    outputs, size = _Outputs(model).eval(), card.config.size
+    outputs, size = Outputs(model).eval(), card.config.size
     example = (torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.full((2,), -1))
     shapes = [openvino.PartialShape([-1, 3, size, size]), openvino.PartialShape([-1])]
     with warnings.catch_warnings():

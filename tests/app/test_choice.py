@@ -109,7 +109,7 @@ class Driver:
         self.cuInit = lambda _: init
         self.codes, self.devices = count, devices
 
-    def cuDeviceGetCount(self, out: Any) -> int:  # noqa: N802
+    def cuDeviceGetCount(self, out: Any) -> int:
         out._obj.value = self.devices
         return self.codes
 

@@ -1,8 +1,7 @@
-"""What only the torch engine has: its devices, its threads, its copies. test_engines.py has what every engine answers."""
+"""What only the torch engine has: devices, threads, copies. What every engine answers is in test_engines.py."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest

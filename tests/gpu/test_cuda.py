@@ -19,14 +19,14 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchEngine, TorchEngine]:
     file = weights_file(tmp_path_factory.mktemp("weights"))
-    return TorchEngine(file, device="cpu"), TorchEngine(file)
+    return TorchEngine(file, device="cpu"), TorchEngine(file, device="cuda")
 
 
-def test_auto_takes_cuda_and_everything_lives_there(engines: tuple[TorchEngine, TorchEngine]) -> None:
+def test_everything_lives_on_the_device(engines: tuple[TorchEngine, TorchEngine]) -> None:
     _, cuda = engines
     assert cuda.card.facts["device"] == "cuda"
     assert cuda.card.max_batch == 64
-    assert all(t.is_cuda for t in (*cuda._model.parameters(), *cuda._model.buffers()))
+    assert all(t.is_cuda for t in (*cuda._exact.parameters(), *cuda._exact.buffers()))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
@@ -63,7 +63,7 @@ def test_memory_stays_flat_over_many_batches(engines: tuple[TorchEngine, TorchEn
 
 
 def test_bf16_gates_are_exact_on_cuda(tmp_path: Path, engines: tuple[TorchEngine, TorchEngine]) -> None:
-    rough = TorchEngine(weights_file(tmp_path), dtype="bfloat16")
+    rough = TorchEngine(weights_file(tmp_path), device="cuda", dtype="bfloat16")
     (pixels,) = images(1)
     (exact,), (near,) = (engine([Ask(pixels, 5, look(rough))]) for engine in (engines[0], rough))
     assert near.blocks[0].std == pytest.approx(exact.blocks[0].std, rel=0.01)

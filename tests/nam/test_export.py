@@ -59,7 +59,7 @@ def test_every_output_is_the_networks_under_its_name(small: Exported, batch: int
     got, wanted = run(graph, pixels(batch)), expected(model, pixels(batch))
     assert list(got) == list(wanted)
     for name, array in got.items():
-        atol = 1e-4 if name == "logits" else 1e-5
+        atol = 2e-5 if name.startswith("gates") else 1e-5  # fp32's roundings add up: torch's folded gates are as far
         np.testing.assert_allclose(array, wanted[name], rtol=0, atol=atol, err_msg=name, strict=True)
 
 
@@ -80,8 +80,8 @@ def test_holding_a_gate_gives_the_effects(small: Exported) -> None:
         top = model(torch.from_numpy(image[None]))[0].argmax()
         effects = maps.effects(model, torch.from_numpy(image), top)
     logits = run(graph, np.repeat(image[None], 10, 0), [-1, *range(9)])["logits"][:, top]
-    np.testing.assert_allclose(logits[0] - logits[1:], effects, rtol=0, atol=1e-4)
-    assert effects.abs().min() > 1e-3
+    np.testing.assert_allclose(logits[0] - logits[1:], effects, rtol=0, atol=1e-5)
+    assert effects.abs().min() > 5e-4
 
 
 def test_a_held_gate_is_of_its_own_image_alone(small: Exported) -> None:
@@ -98,26 +98,18 @@ def test_the_description_travels_inside_with_the_operations(small: Exported) -> 
     assert told == json.loads(json.dumps(describe(model, card)))
 
 
-def test_the_network_itself_stays_as_it_is(small: Exported) -> None:
-    model, card, _ = small
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    to_openvino(model, card)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("attention", ["none", "cbam"])
 def test_a_network_without_nam_has_its_labels_alone(attention: str) -> None:
     model, _, graph = exported(ModelConfig("resnet20", 5, 32, attention))
     got = run(graph, pixels(3))
     with torch.inference_mode():
         logits = model(torch.from_numpy(pixels(3)))
-    assert [port.any_name for port in graph.inputs] == ["pixels"]
     assert list(got) == ["probabilities", "logits"]
     np.testing.assert_allclose(got["probabilities"], logits.softmax(1), rtol=0, atol=1e-5, strict=True)
 
 
 def test_a_mobilenet_is_exported_with_all_its_gates() -> None:
-    model, _, graph = exported(ModelConfig("mobilenetv2", 5, 32, "nam", "imagenet", "unit-mean"))
+    model, _, graph = exported(ModelConfig("mobilenetv2", 5, 32, stem="cifar", weighting="unit-mean"))
     got, wanted = run(graph, pixels(2)), expected(model, pixels(2))
     np.testing.assert_allclose(got["probabilities"], wanted["probabilities"], rtol=0, atol=1e-5, strict=True)
     assert list(got) == list(wanted)
