@@ -34,13 +34,14 @@ class ArrayEngine(Generic[Lane]):
         is in this one."""
         raise NotImplementedError
 
-    def effects(self, lane: Lane, pixels: Pixels) -> list[float]:
-        """What each block's gate does for one image's answer, as :func:`nam.maps.effects` has it, in fp32."""
+    def effects(self, pixels: Pixels, label: int) -> list[float]:
+        """What each block's gate does for the label of one image, as :func:`nam.maps.effects` has it, in fp32."""
         raise NotImplementedError
 
     def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
-        """The pieces that a batch is run in: all at once, where an engine knows nothing better."""
-        yield places
+        """The pieces that a batch is run in: as large as may be, where an engine knows nothing better."""
+        most = self.card.max_batch
+        yield from (places[start : start + most] for start in range(0, len(places), most))
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         looking = [i for i, ask in enumerate(asks) if ask.attention and self.card.blocks]
@@ -53,7 +54,7 @@ class ArrayEngine(Generic[Lane]):
                     outputs = self.infer(
                         lane, [ask.pixels for ask in some], looks=looks, alone=alone and len(asks) == 1
                     )
-                    answers |= zip(chunk, self._answers(lane, some, outputs), strict=True)
+                    answers |= zip(chunk, self._answers(some, outputs), strict=True)
         return [answers[i] for i in range(len(asks))]
 
     def warm_up(self, batches: Sequence[int]) -> None:
@@ -63,9 +64,10 @@ class ArrayEngine(Generic[Lane]):
         kinds = (False, True) if self.card.blocks else (False,)
         calls = [(1, True), *((count, False) for count in batches)]
         for lane, looks, (count, alone) in itertools.product(self._lanes, kinds, calls):
-            outputs = self.infer(lane, [blank] * count, looks=looks, alone=alone)
-            if not all(np.isfinite(output).all() for output in outputs):
-                raise EngineError("the warm-up gave numbers that are not finite")
+            for chunk in self.chunks(list(range(count)), looks=looks):
+                outputs = self.infer(lane, [blank] * len(chunk), looks=looks, alone=alone)
+                if not all(np.isfinite(output).all() for output in outputs):
+                    raise EngineError("the warm-up gave numbers that are not finite")
 
     @contextmanager
     def _lane(self) -> Iterator[tuple[Lane, bool]]:
@@ -78,14 +80,14 @@ class ArrayEngine(Generic[Lane]):
             with self._lock:
                 self._idle.append(lane)
 
-    def _answers(self, lane: Lane, asks: list[Ask], outputs: list[Floats]) -> Iterator[Answer]:
+    def _answers(self, asks: list[Ask], outputs: list[Floats]) -> Iterator[Answer]:
+        """Copies: the lane's next call overwrites the outputs."""
         probabilities, *blocks = outputs
         best = _best(probabilities, max(ask.top_k for ask in asks))
-        # The effects run the lane again: what it has said so far must be read before.
-        plain = [(best[i, : ask.top_k], probabilities[i, best[i, : ask.top_k]]) for i, ask in enumerate(asks)]
-        looks = [self._looks(ask, [output[i] for output in blocks]) for i, ask in enumerate(asks)]
-        for ask, (indices, values), look in zip(asks, plain, looks, strict=True):
-            yield Answer(indices, values, self._with_effects(lane, ask, look))
+        for i, ask in enumerate(asks):
+            indices = best[i, : ask.top_k]
+            looks = self._looks(ask, [output[i] for output in blocks])
+            yield Answer(indices, probabilities[i, indices], self._with_effects(ask, looks, int(indices[0])))
 
     def _looks(self, ask: Ask, outputs: list[Floats]) -> list[BlockAttention]:
         """What one image's outputs, four a block, say to its ask."""
@@ -99,11 +101,11 @@ class ArrayEngine(Generic[Lane]):
                 looks.append(BlockAttention.of(block.name, wanted, seen, self._order[j], gates.__getitem__))
         return looks
 
-    def _with_effects(self, lane: Lane, ask: Ask, looks: list[BlockAttention]) -> tuple[BlockAttention, ...]:
+    def _with_effects(self, ask: Ask, looks: list[BlockAttention], label: int) -> tuple[BlockAttention, ...]:
         if not (looks and ask.attention and ask.attention.effects):
             return tuple(looks)
         names = [block.name for block in self.card.blocks]
-        effects = dict(zip(names, self.effects(lane, ask.pixels), strict=True))
+        effects = dict(zip(names, self.effects(ask.pixels, label), strict=True))
         return tuple(replace(look, effect=effects[look.name]) for look in looks)
 
 

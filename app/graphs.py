@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from app.engine import EngineError
+from nam.files import WeightsError
 
 logger = logging.getLogger("nam.graphs")
 
@@ -40,6 +41,12 @@ def _export(weights: Path, graph: Path) -> None:
         command = [sys.executable, "-m", "nam.export", str(weights), str(made)]
         done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own module, our own paths
         if done.returncode:
-            raise EngineError((done.stderr.strip() or "the export failed").splitlines()[-1].partition(": ")[2])
+            raise EngineError(_last_words(done.stderr))
         os.replace(made.with_suffix(".bin"), graph.with_suffix(".bin"))
         os.replace(made, graph)  # last: where it is, all is there
+
+
+def _last_words(stderr: str) -> str:
+    """What the export says of the weights, or whatever its last line is."""
+    lines = stderr.strip().splitlines() or ["the export failed"]
+    return lines[-1].removeprefix(f"{WeightsError.__module__}.{WeightsError.__name__}: ")

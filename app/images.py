@@ -72,8 +72,8 @@ BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
 # The next JPEG marker that begins a segment, or the end: no stuffing, no fill, no restart, none that stands alone.
 JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
-# How a JPEG's notes begin.
-EXIF = b"Exif\0\0"
+# How a JPEG's notes begin in which an orientation may be: EXIF's and XMP's.
+NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 
 # What turns a stored picture upright, by EXIF orientation; 5 to 8 swap width and height.
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -183,7 +183,8 @@ def read_jpeg(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     check_scans(data, size[0] * size[1])
     if (image := jpeg_pixels(data)) is None:
         return read(data, "JPEG", max_pixels)
-    return image, orientation(JpegImageFile(io.BytesIO(data))) if EXIF in data else 1
+    noted = any(begin in data for begin in NOTES)
+    return image, orientation(JpegImageFile(io.BytesIO(data))) if noted else 1
 
 
 def read(data: bytes, name: str, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:

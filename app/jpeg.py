@@ -12,7 +12,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Width and height from the header; None where it is damaged or its colours are not for this way (CMYK)."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a subsampling that it has no name for
         return None
     return (width, height) if colours in _DECODED_AS else None
 

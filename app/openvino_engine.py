@@ -31,6 +31,7 @@ _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 # Measured (tests/bench/RESULTS.md): beyond either a batch gains nothing, and whoever comes next waits for it.
 _MOST_IMAGES = 16
 _MOST_FLOPS = 8e9
+_MOST_LOOKS = 4  # gates at once: their memory is that of the images times the network's activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         except (WeightsError, OSError) as error:
             raise EngineError(str(error)) from error
         self._core = openvino.Core()
-        told = json.loads(self._core.read_model(self._file).get_rt_info("nam").value)
+        told = self._read()
         card = Card.of(
             told,
             max_batch=max_batch or int(min(_MOST_IMAGES, max(1, _MOST_FLOPS // told["flops"]))),
@@ -85,18 +86,27 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         self._lock_held = threading.Lock()
         self.warm_up(_chunk_sizes(card.max_batch))
 
+    def _read(self) -> dict[str, Any]:
+        """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
+        try:
+            told: dict[str, Any] = json.loads(self._core.read_model(self._file).get_rt_info("nam").value)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"{self._file} is damaged: remove it, and it is made again") from error
+        return told
+
     def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
         wide = alone and len(images) == 1
         return lane.infer(_Shape(looks, -1 if looks and not wide else len(images), wide), images)
 
     def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
         start = 0
-        for size in [self.card.max_batch] if looks else _chunk_sizes(self.card.max_batch):
-            while len(places) - start >= size or (looks and start < len(places)):
+        sizes = _chunk_sizes(self.card.max_batch)
+        for size in [size for size in sizes if size <= _MOST_LOOKS] if looks else sizes:
+            while len(places) - start >= size:
                 yield places[start : start + size]
                 start += size
 
-    def effects(self, lane: "_Lane", pixels: Pixels) -> list[float]:
+    def effects(self, pixels: Pixels, label: int) -> list[float]:
         """Compiled when it is first asked for: where it never is, it takes no memory."""
         hold = np.arange(-1, len(self.card.blocks))
         with self._lock_held:
@@ -104,8 +114,8 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
                 network = _part(self._core.read_model(self._file), ["logits"], held=True)
                 self._held = self._core.compile_model(network, "CPU", {**self._wide, _HINT: "f32"})
             logits = self._held([np.broadcast_to(pixels, (len(hold), *pixels.shape)), hold])[0]
-        of_top = logits[:, logits[0].argmax()]
-        effects: list[float] = (of_top[0] - of_top[1:]).tolist()
+        of_label = logits[:, label]
+        effects: list[float] = (of_label[0] - of_label[1:]).tolist()
         return effects
 
     def _compile(self, shape: _Shape, card: Card) -> openvino.CompiledModel:

@@ -75,11 +75,11 @@ class TorchEngine(ArrayEngine["_Lane"]):
         return lane.infer(images, looks=looks)
 
     @torch.inference_mode()
-    def effects(self, lane: "_Lane", pixels: Pixels) -> list[float]:
+    def effects(self, pixels: Pixels, label: int) -> list[float]:
         """In the device's default stream, one caller at a time."""
         with self._lock_exact:
-            image = torch.from_numpy(pixels).to(next(self._exact.parameters()).device)
-            top = self._exact(image[None])[0].argmax()
+            device = next(self._exact.parameters()).device
+            image, top = torch.from_numpy(pixels).to(device), torch.tensor(label, device=device)
             effects: list[float] = maps.effects(self._exact, image, top).tolist()
             return effects
 

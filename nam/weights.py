@@ -95,7 +95,8 @@ def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
     try:
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:
-        raise WeightsError(f"{file} does not hold the network of its card: {error}") from error
+        words = " ".join(str(error).split())  # torch's come in several lines
+        raise WeightsError(f"{file} does not hold the network of its card: {words}") from error
     return model, card
 
 

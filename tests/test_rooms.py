@@ -26,7 +26,7 @@ APP: dict[str, set[str]] = {
     "fast": {"errors", "schemas", "services", "serving"},
     "flags": set(),
     "forward": {"engine", "errors", "images"},
-    "graphs": {"engine"},
+    "graphs": {"engine", "nam.files"},
     "images": {"errors", "jpeg", "nam.geometry"},
     "jpeg": set(),
     "load": set(),

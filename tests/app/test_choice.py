@@ -5,13 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app import choice
-from app.choice import Choice, choose
+from app.choice import Choice, choose, load_engine
 from app.engine import EngineError
+from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 Machine = Callable[..., None]
@@ -97,6 +99,25 @@ def test_every_part_of_a_choice_has_its_reason(machine: Machine) -> None:
 def test_a_cpu_that_is_asked_for_costs_no_look_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("looked for a GPU"))
     assert chosen("auto", "cpu", "float32") == ("openvino", "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "kind", "own"),
+    [
+        ("openvino", "app.openvino_engine", "OpenVINOEngine", {"cache": Path("/c")}),
+        ("torch", "app.torch_engine", "TorchEngine", {"device": "cpu"}),
+    ],
+)
+def test_the_chosen_engine_is_started_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, engine: str, module: str, kind: str, own: dict[str, object]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{kind: lambda path, **options: (path, options)}))
+    settings = Settings(
+        engine=engine, device="cpu", dtype="float32", weights="w", cache_dir="/c", threads=2, max_batch=3, lanes=4
+    )
+    path, options = load_engine(settings)
+    assert "asked for" in options.pop("reason")
+    assert (path, options) == ("w", {"dtype": "float32", "threads": 2, "max_batch": 3, "lanes": 4, **own})
 
 
 # The probes.

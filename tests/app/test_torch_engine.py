@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app.engine import Ask, EngineError
-from app.torch_engine import TorchEngine, _to_host
-from tests.app.test_engines import CONFIG, images, look, weights_file
+from app.torch_engine import TorchEngine, _buckets
+from tests.app.test_engines import CONFIG, images, look, weights_file  # noqa: F401 - CONFIG: for tests/gpu
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,20 @@ def test_a_device_that_this_build_of_torch_does_not_find_is_refused(file: str, m
         TorchEngine(file, device="cuda")
 
 
-def test_gates_are_computed_only_where_someone_wants_them(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = TorchEngine(file, threads=1)
+def test_gates_are_computed_for_those_alone_who_want_them(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(file, threads=1, lanes=1)
     asked: list[int] = []
-    forward = engine._model.forward_with_gates
-    monkeypatch.setattr(engine._model, "forward_with_gates", lambda x: asked.append(len(x)) or forward(x))
-    engine([Ask(p) for p in images(2)])
+    network = engine._lanes[0]._outputs.network
+    forward = network.forward_with_gates
+    monkeypatch.setattr(network, "forward_with_gates", lambda x, hold: asked.append(len(x)) or forward(x, hold))
+    engine([Ask(p) for p in images(3)])
     assert asked == []
-    engine([Ask(p, 5, look(engine) if i else None) for i, p in enumerate(images(2))])
+    engine([Ask(p, 5, look(engine) if i else None) for i, p in enumerate(images(3))])
     assert asked == [2]
 
 
-def test_what_goes_to_the_host_in_one_copy_comes_out_as_it_was() -> None:
-    tensors = [torch.arange(6.0).view(2, 3), torch.zeros(2, 0, 4), torch.tensor([[2**24 - 1, CONFIG.classes]])]
-    for tensor, array in zip(tensors, _to_host(tensors), strict=True):
-        assert array.dtype == np.float32
-        assert array.tolist() == tensor.tolist()
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (3, [1, 2, 3]), (16, [1, 2, 4, 8, 16]), (64, [*2 ** np.arange(7)])]
+)
+def test_batches_are_of_powers_of_two_and_of_the_most(most: int, sizes: list[int]) -> None:
+    assert _buckets(most) == sizes

@@ -2,9 +2,9 @@
 
     python -m tests.bench.accuracy --data FOLDER [--weights NAME] [--choices openvino:float32 openvino:bfloat16 ...]
 
-FOLDER holds a folder a class (``val/`` of an ImageFolder data set), named by class ids. One JSON line a choice: top-1 and
-top-5 in per cent, and against the first choice how often the best label differs, the largest difference of its
-probability, and per block the gates' standard deviation over it, on the first 200 images (least and largest ratio).
+FOLDER holds a folder a class (``val/`` of an ImageFolder data set), named by class ids. One JSON line a choice: top-1
+and top-5 in per cent, and against the first choice how often the best label differs, the largest difference of its
+probability, and the gates' standard deviation over its, block by block on 200 images (least and largest ratio).
 """
 
 import argparse
