@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+# Of the others' mean batch: what a lane waits for while they are busy.
+_PART = 0.75
+
 
 class BatcherError(Exception):
     """What a batcher itself has to say; an exception raised by `run` reaches its callers as it is."""
@@ -148,7 +151,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def in_flight(self) -> int:
-        """How many items the lanes have taken and not yet answered."""
+        """How many items the lanes are running."""
         return sum(map(len, self._running.values()))
 
     @property
@@ -273,6 +276,7 @@ class Batcher(Generic[Item, Result]):
     def _next_batch(self, name: str) -> list[_Waiter[Item, Result]]:
         """Waits for work; empty once work is refused and none is left."""
         with self._work:
+            self._running.pop(name, None)
             while True:
                 if batch := self._take():
                     self._running[name] = batch
@@ -286,6 +290,8 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[_Waiter[Item, Result]]:
         """Takes the oldest items, this lane's share of them and `max_batch` at most, and drops those whose caller is
         gone or out of time."""
+        if not self._pays():
+            return []
         share = min(self._max_batch, math.ceil(len(self._queue) / (1 + self._idle)))
         batch: list[_Waiter[Item, Result]] = []
         now = time.monotonic()
@@ -293,7 +299,15 @@ class Batcher(Generic[Item, Result]):
             waiter, _ = self._queue.popitem(last=False)
             if waiter.deadline > now and not waiter.future.done():
                 batch.append(waiter)
+        if self._queue and self._idle:
+            self._work.notify(self._idle)
         return batch
+
+    def _pays(self) -> bool:
+        """Whether to begin now. A lane that would take far less than the others are busy with waits for more, where
+        batches pay at all: many small calls side by side take from each other what a few large ones save."""
+        busy = [len(batch) for batch in self._running.values()]
+        return self._ending or not busy or len(self._queue) >= min(_PART * sum(busy) / len(busy), self._max_batch // 2)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -319,9 +333,6 @@ class Batcher(Generic[Item, Result]):
         self._fail(queued, Closed("a lane died"))
 
     def _finish(self, name: str, batch: list[_Waiter[Item, Result]], outcome: _Outcome[Result], depth: int) -> None:
-        with self._work:
-            if self._running.get(name) is batch:
-                del self._running[name]
         self._deliver(batch, outcome)
         try:
             self._record(name, batch, outcome, depth)

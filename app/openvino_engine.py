@@ -1,8 +1,7 @@
 """The CPU's engine: the folded network as a graph in OpenVINO. Serving with it never imports torch.
 
-Knows tensors and nothing of requests. A batch runs in pieces of 16, 4 and 1 images, the largest first: a shape known
-beforehand is faster, nothing is padded, and each further shape would take as much memory as the weights. A single image
-that finds the engine idle takes all cores; calls side by side take a core each. Asks for the attention run with the
+Knows tensors and nothing of requests. A single image that finds the engine idle takes all cores; calls side by side
+take a lane's threads each, with as many images as they have: nothing is padded. Asks for the attention run with the
 gates as further outputs, the others without. The gate's argument, its sigmoid and the statistics are fp32 whatever the
 convolutions compute in.
 """
@@ -36,11 +35,10 @@ _MOST_LOOKS = 4  # gates at once: their memory is that of the images times the n
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What a graph is compiled for: ``looks``: the gates too; ``batch``: so many images, -1 for any number;
-    ``wide``: all cores for one call."""
+    """What a graph is compiled for. ``looks``: the gates too; ``wide``: one image on all cores, else any number on
+    a lane's."""
 
     looks: bool
-    batch: int
     wide: bool
 
 
@@ -84,7 +82,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         super().__init__(card, [_Lane(compiled, card) for _ in range(lanes)])
         self._held: openvino.CompiledModel | None = None
         self._lock_held = threading.Lock()
-        self.warm_up(_chunk_sizes(card.max_batch))
+        self.warm_up(range(card.max_batch, 0, -1))
 
     def _read(self) -> dict[str, Any]:
         """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
@@ -96,15 +94,11 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
 
     def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
         wide = alone and len(images) == 1
-        return lane.infer(_Shape(looks, -1 if looks and not wide else len(images), wide), images)
+        return lane.infer(_Shape(looks, wide), images)
 
     def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
-        start = 0
-        sizes = _chunk_sizes(self.card.max_batch)
-        for size in [size for size in sizes if size <= _MOST_LOOKS] if looks else sizes:
-            while len(places) - start >= size:
-                yield places[start : start + size]
-                start += size
+        most = min(_MOST_LOOKS, self.card.max_batch) if looks else self.card.max_batch
+        yield from (places[start : start + most] for start in range(0, len(places), most))
 
     def effects(self, pixels: Pixels, label: int) -> list[float]:
         """Compiled when it is first asked for: where it never is, it takes no memory."""
@@ -122,7 +116,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         blocks = card.blocks if shape.looks else ()
         names = [f"{part}.{block.name}" for block in blocks for part in ("spread", "channel_mean", "map", "gates")]
         network = _part(self._core.read_model(self._file), ["probabilities", *names])
-        network.reshape(openvino.PartialShape([shape.batch, 3, card.size, card.size]))
+        network.reshape(openvino.PartialShape([1 if shape.wide else -1, 3, card.size, card.size]))
         threads = self._wide if shape.wide else self._narrow
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
 
@@ -146,8 +140,7 @@ class _Lane:
 
 
 def _shapes(card: Card) -> list[_Shape]:
-    plain = [_Shape(False, 1, True), *(_Shape(False, batch, False) for batch in _chunk_sizes(card.max_batch))]
-    return [*plain, _Shape(True, 1, True), _Shape(True, -1, False)] if card.blocks else plain
+    return [_Shape(looks, wide) for looks in ((False, True) if card.blocks else (False,)) for wide in (True, False)]
 
 
 def _on(streams: int, threads_each: int) -> dict[str, Any]:
@@ -170,8 +163,3 @@ def _part(graph: openvino.Model, outputs: list[str], *, held: bool = False) -> o
     return openvino.Model(
         [graph.output(name).get_node() for name in outputs], [parameter.get_node() for parameter in inputs]
     )
-
-
-def _chunk_sizes(most: int) -> list[int]:
-    """The powers of four up to ``most``, falling."""
-    return [4**power for power in range((most.bit_length() - 1) // 2, -1, -1)]
