@@ -25,7 +25,7 @@ class ArrayEngine(Generic[Lane]):
     """``lanes``: what one call at a time uses, whatever that is; as many calls as there are lanes may run at once."""
 
     def __init__(self, card: Card, lanes: list[Lane]) -> None:
-        self.card = card
+        self.card, self.crowded = card, False
         self._order = [(-block.weights).argsort(kind="stable").tolist() for block in card.blocks]
         self._lanes, self._idle, self._lock = tuple(lanes), lanes, threading.Lock()
 
@@ -73,7 +73,8 @@ class ArrayEngine(Generic[Lane]):
     def _lane(self) -> Iterator[tuple[Lane, bool]]:
         """A lane for one call, and whether no other call is under way."""
         with self._lock:
-            lane, alone = self._idle.pop(), len(self._idle) + 1 == len(self._lanes)
+            lane = self._idle.pop()
+            alone = len(self._idle) + 1 == len(self._lanes) and not self.crowded
         try:
             yield lane, alone
         finally:

@@ -25,9 +25,6 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-# Of the others' mean batch: what a lane waits for while they are busy.
-_PART = 0.75
-
 
 class BatcherError(Exception):
     """What a batcher itself has to say; an exception raised by `run` reaches its callers as it is."""
@@ -290,8 +287,6 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[_Waiter[Item, Result]]:
         """Takes the oldest items, this lane's share of them and `max_batch` at most, and drops those whose caller is
         gone or out of time."""
-        if not self._pays():
-            return []
         share = min(self._max_batch, math.ceil(len(self._queue) / (1 + self._idle)))
         batch: list[_Waiter[Item, Result]] = []
         now = time.monotonic()
@@ -299,15 +294,7 @@ class Batcher(Generic[Item, Result]):
             waiter, _ = self._queue.popitem(last=False)
             if waiter.deadline > now and not waiter.future.done():
                 batch.append(waiter)
-        if self._queue and self._idle:
-            self._work.notify(self._idle)
         return batch
-
-    def _pays(self) -> bool:
-        """Whether to begin now. A lane that would take far less than the others are busy with waits for more, where
-        batches pay at all: many small calls side by side take from each other what a few large ones save."""
-        busy = [len(batch) for batch in self._running.values()]
-        return self._ending or not busy or len(self._queue) >= min(_PART * sum(busy) / len(busy), self._max_batch // 2)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -46,15 +46,20 @@ def choose(engine: EngineName, device: Device, dtype: Dtype) -> Choice:
     return Choice(chosen, on, precision, reason)
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for, and no other is imported. Raises EngineError."""
+def load_engine(settings: Settings, *, lone_threads: int = 0) -> Engine:
+    """The engine that the settings ask for, and no other is imported. Raises EngineError.
+
+    ``lone_threads``: the CPU threads of an image that finds it idle; 0 leaves that to the engine.
+    """
     choice = choose(settings.engine, settings.device, settings.dtype)
     sizes = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
     if choice.engine == "openvino":
         from app.openvino_engine import OpenVINOEngine
 
         cache = settings.cache_dir.expanduser()
-        return OpenVINOEngine(settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, **sizes)
+        return OpenVINOEngine(
+            settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, lone_threads=lone_threads, **sizes
+        )
     from app.torch_engine import TorchEngine
 
     return TorchEngine(settings.weights, device=choice.device, dtype=choice.dtype, reason=choice.reason, **sizes)

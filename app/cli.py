@@ -14,7 +14,7 @@ from app.choice import load_engine
 from app.engine import AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
-from app.forward import Done, Forward, Job
+from app.forward import Done, Forward, Job, Run
 from app.images import decode
 from app.model_commands import add_model_commands
 from app.schemas import Language, attention_answer, predict_answer, to_json
@@ -36,15 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    from app.lane_process import open_run
     from app.server import serve
     from app.services import lanes_here
 
     logs.configure(settings.log_level)
     refusals: list[EngineError] = []
 
-    def load(settings: Settings) -> Engine:
+    def opened(settings: Settings, on_forward: Callable[[float], None]) -> Run:
         try:
-            return load_engine(settings)
+            return open_run(settings, on_forward)
         except EngineError as error:
             refusals.append(error)
             raise
@@ -54,7 +55,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
         return supervise(settings)
     try:
-        serve(settings, lanes_here(load))
+        serve(settings, lanes_here(opened))
     except SystemExit:
         if not refusals:
             raise

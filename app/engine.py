@@ -156,8 +156,11 @@ class Card:
 
 
 class Engine(Protocol):
-    """Called from one lane's thread at a time a lane. It answers a list of asks in their order, or raises for all."""
+    """Called from one lane's thread at a time a lane. It answers a list of asks in their order, or raises for all.
+
+    ``crowded``: whether other processes use the same cores; set from outside."""
 
     card: Card
+    crowded: bool
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]: ...

@@ -8,8 +8,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from app.engine import Answer, Ask, AttentionAsk, Engine
+from app.engine import Answer, Ask, AttentionAsk, Card, Engine
 from app.errors import InternalError, ServiceError
 from app.images import Picture, decode
 
@@ -50,6 +51,17 @@ def timed_decode(image: bytes, *, size: int, crop: float, max_pixels: int) -> De
     return Decoded(picture, time.monotonic() - started)
 
 
+class Run(Protocol):
+    """What a Batcher calls: jobs in, as many outcomes out, in their order; and the card of the engine behind it."""
+
+    @property
+    def card(self) -> Card: ...
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Done | ServiceError]: ...
+
+    def close(self) -> None: ...
+
+
 class Forward:
     """Called from one lane's thread at a time a lane. ``on_forward`` is given the seconds of every forward."""
 
@@ -57,6 +69,13 @@ class Forward:
         self._engine = engine
         self._max_pixels = max_pixels
         self._on_forward = on_forward
+
+    @property
+    def card(self) -> Card:
+        return self._engine.card
+
+    def close(self) -> None:
+        """The engine ends with the process."""
 
     def __call__(self, jobs: Sequence[Job]) -> list[Done | ServiceError]:
         decoded = [self._decoded(job.image) for job in jobs]

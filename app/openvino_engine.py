@@ -29,7 +29,7 @@ _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 # Measured (tests/bench/RESULTS.md): beyond either a batch gains nothing, and whoever comes next waits for it.
 _MOST_IMAGES = 16
-_MOST_FLOPS = 8e9
+_MOST_FLOPS = 16e9
 _MOST_LOOKS = 4  # gates at once: their memory is that of the images times the network's activations
 
 
@@ -43,7 +43,11 @@ class _Shape:
 
 
 class OpenVINOEngine(ArrayEngine["_Lane"]):
-    """Compiles and warms up in the constructor, so that a failure stops the start. Raises EngineError."""
+    """Compiles and warms up in the constructor, so that a failure stops the start. Raises EngineError.
+
+    ``threads``: of a lane; ``lone_threads``: of an image that finds the engine idle, all cores unless it is said; no
+    more than a lane has: such an image runs as any other.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         threads: int = 0,
         max_batch: int = 0,
         lanes: int = 0,
+        lone_threads: int = 0,
     ) -> None:
         cores = os.cpu_count() or 1
         lanes = lanes or cores
@@ -76,13 +81,19 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             reason=reason,
         )
         self._precision = _PRECISION[dtype]
-        self._narrow = _on(lanes, threads or max(1, cores // lanes))
-        self._wide = _on(1, threads or cores)
-        compiled = {shape: self._compile(shape, card) for shape in _shapes(card)}
+        threads, lone_threads = threads or max(1, cores // lanes), lone_threads or threads or cores
+        self._narrow, self._wide = _on(lanes, threads), _on(1, lone_threads)
+        self._widens = lone_threads > threads
+        compiled = {shape: self._compile(shape, card) for shape in self._shapes(card)}
         super().__init__(card, [_Lane(compiled, card) for _ in range(lanes)])
         self._held: openvino.CompiledModel | None = None
         self._lock_held = threading.Lock()
         self.warm_up(range(card.max_batch, 0, -1))
+
+    def _shapes(self, card: Card) -> list[_Shape]:
+        """Each takes as much memory as the weights."""
+        kinds, widths = (False, True) if card.blocks else (False,), (False, True) if self._widens else (False,)
+        return [_Shape(looks, wide) for looks in kinds for wide in widths]
 
     def _read(self) -> dict[str, Any]:
         """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
@@ -93,7 +104,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         return told
 
     def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
-        wide = alone and len(images) == 1
+        wide = self._widens and alone and len(images) == 1
         return lane.infer(_Shape(looks, wide), images)
 
     def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
@@ -137,10 +148,6 @@ class _Lane:
         request.set_input_tensor(self._tensors[len(images) - 1])
         request.infer(share_outputs=True)
         return [output.data for output in request.output_tensors]
-
-
-def _shapes(card: Card) -> list[_Shape]:
-    return [_Shape(looks, wide) for looks in ((False, True) if card.blocks else (False,)) for wide in (True, False)]
 
 
 def _on(streams: int, threads_each: int) -> dict[str, Any]:

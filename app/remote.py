@@ -6,13 +6,13 @@ In an HTTP process :class:`RemoteBatcher` stands where a Batcher would; :class:`
 import asyncio
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from app import wire
 from app.batching import Closed, DeadlineExceeded, QueueFull, Served
 from app.engine import Card
-from app.errors import ServiceError
 from app.forward import Job
 from app.services import Lanes, Outcome
 
@@ -30,7 +30,7 @@ class RemoteBatcher(asyncio.Protocol):
     card: Card
 
     def __init__(self) -> None:
-        self._frames, self._numbers = wire.Frames(), itertools.count()
+        self._messages, self._numbers = wire.Messages(), itertools.count()
         self._waiting: dict[int, Future] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -53,7 +53,9 @@ class RemoteBatcher(asyncio.Protocol):
         number = next(self._numbers)
         future: Future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        self._transport.write(wire.job_frame(number, job, deadline))
+        told, parts = wire.put_jobs([job])
+        head = {"number": number, "deadline": deadline, "jobs": told}
+        self._transport.writelines(wire.message(head, parts))
         try:
             async with asyncio.timeout_at(deadline):
                 return await future
@@ -70,13 +72,13 @@ class RemoteBatcher(asyncio.Protocol):
 
     def _abandon(self, number: int) -> None:
         if self._transport is not None:
-            self._transport.write(wire.pack({"abandoned": number}))
+            self._transport.writelines(wire.message({"abandoned": number}))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        for head, payload in self._frames.feed(data):
+        for head, payload in self._messages.feed(data):
             self._take(head, payload)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -88,18 +90,16 @@ class RemoteBatcher(asyncio.Protocol):
 
     def _take(self, head: dict[str, Any], payload: memoryview) -> None:
         if "card" in head:
-            self.card = wire.card_of(head["card"])
+            self.card = wire.take_card(head["card"])
             self._greeted.set_result(None)
             return
         future = self._waiting.get(head["number"])
         if future is None or future.done():
             return
         match head["kind"]:
-            case "done":
-                done, queue_s, run_s, batch_size = wire.done_of(head, payload)
-                future.set_result(Served(done, queue_s, run_s, batch_size))
-            case "error":
-                future.set_result(Served(wire.error_of(head), 0.0, 0.0, 0))
+            case "served":
+                (outcome,) = wire.take_outcomes(head["outcomes"], payload)
+                future.set_result(Served(outcome, *head["served"]))
             case "full":
                 future.set_exception(QueueFull(head["retry_after_s"]))
             case "late":
@@ -115,21 +115,21 @@ class EngineServer(asyncio.Protocol):
 
     def __init__(self, batcher: Lanes, card: Card) -> None:
         self._batcher, self._card = batcher, card
-        self._frames = wire.Frames()
+        self._messages = wire.Messages()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
-        self._write(wire.pack({"card": wire.card_head(self._card)}))
+        self._write({"card": wire.put_card(self._card)})
 
     def data_received(self, data: bytes) -> None:
-        for head, payload in self._frames.feed(data):
+        for head, payload in self._messages.feed(data):
             if "abandoned" in head:
                 if task := self._tasks.get(head["abandoned"]):
                     task.cancel()
             else:
-                number = head["job"]
+                number = head["number"]
                 self._tasks[number] = task = asyncio.create_task(self._answer(number, head, payload))
                 task.add_done_callback(lambda _, number=number: self._tasks.pop(number, None))  # type: ignore[misc]
 
@@ -141,25 +141,22 @@ class EngineServer(asyncio.Protocol):
 
     async def _answer(self, number: int, head: dict[str, Any], payload: memoryview) -> None:
         try:
-            served = await self._batcher.submit(wire.job_of(head, payload), head["deadline"])
+            (job,) = wire.take_jobs(head["jobs"], payload)
+            served = await self._batcher.submit(job, head["deadline"])
         except QueueFull as full:
-            self._write(wire.pack({"number": number, "kind": "full", "retry_after_s": full.retry_after_s}))
+            self._write({"number": number, "kind": "full", "retry_after_s": full.retry_after_s})
         except DeadlineExceeded:
-            self._write(wire.pack({"number": number, "kind": "late"}))
+            self._write({"number": number, "kind": "late"})
         except Closed:
-            self._write(wire.pack({"number": number, "kind": "closed"}))
+            self._write({"number": number, "kind": "closed"})
         except Exception:
             logger.exception("a batch failed")
-            self._write(wire.pack({"number": number, "kind": "failed"}))
+            self._write({"number": number, "kind": "failed"})
         else:
-            self._write(_outcome_frame(number, served))
+            told, parts = wire.put_outcomes([served.result])
+            times = [served.queue_s, served.run_s, served.batch_size]
+            self._write({"number": number, "kind": "served", "served": times, "outcomes": told}, parts)
 
-    def _write(self, frame: bytes) -> None:
+    def _write(self, head: dict[str, Any], parts: Sequence[wire.Part] = ()) -> None:
         if self._transport is not None:
-            self._transport.write(frame)
-
-
-def _outcome_frame(number: int, served: Served[Outcome]) -> bytes:
-    if isinstance(served.result, ServiceError):
-        return wire.error_frame(number, served.result)
-    return wire.done_frame(number, served.result, served.queue_s, served.run_s, served.batch_size)
+            self._transport.writelines(wire.message(head, parts))

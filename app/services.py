@@ -13,9 +13,9 @@ from fastapi import Depends, Request
 
 from app.batching import Batcher, BatchRecord, Served
 from app.board import Load
-from app.engine import Card, Engine
+from app.engine import Card
 from app.errors import ServiceError
-from app.forward import Done, Forward, Job
+from app.forward import Done, Job, Run
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("nam.services")
 # When the lifespan ends no request is left (server.py has waited for them): only a batch whose callers are gone.
 LAST_BATCH_S = 1.0
 
-LoadEngine = Callable[[Settings], Engine]
+OpenRun = Callable[[Settings, Callable[[float], None]], Run]
 Outcome = Done | ServiceError
 
 
@@ -40,7 +40,8 @@ class Lanes(Protocol):
 class Described(Protocol):
     """What knows the card of the engine that serves."""
 
-    card: Card
+    @property
+    def card(self) -> Card: ...
 
 
 OpenLanes = Callable[[Settings, Metrics, Load], AbstractAsyncContextManager[tuple[Described, Lanes]]]
@@ -70,31 +71,32 @@ async def open_services(settings: Settings, open_lanes: OpenLanes, load: Load) -
                 load.draining = True
 
 
-def lanes_here(load_engine: LoadEngine) -> OpenLanes:
-    """The engine in this process, in threads."""
+def lanes_here(open_run: OpenRun) -> OpenLanes:
+    """The queue in this process, and what ``open_run`` opens behind it."""
 
     @asynccontextmanager
-    async def open_lanes(settings: Settings, metrics: Metrics, load: Load) -> AsyncIterator[tuple[Engine, Lanes]]:
-        engine = await asyncio.to_thread(load_engine, settings)
-        logger.info("serving because: %s", engine.card.facts.get("reason", "nothing is known"))
+    async def open_lanes(settings: Settings, metrics: Metrics, load: Load) -> AsyncIterator[tuple[Described, Lanes]]:
+        run = await asyncio.to_thread(open_run, settings, metrics.model.observe)
+        logger.info("serving because: %s", run.card.facts.get("reason", "nothing is known"))
 
         def on_batch(record: BatchRecord) -> None:
             metrics.on_batch(record)
             load.image_s, load.depth = batcher.item_s, batcher.depth
 
         batcher: Batcher[Job, Outcome] = Batcher(
-            Forward(engine, settings.max_pixels, metrics.model.observe),
-            max_batch=engine.card.max_batch,
+            run,
+            max_batch=run.card.max_batch,
             max_queue=settings.max_queue,
-            lanes=engine.card.lanes,
+            lanes=run.card.lanes,
             on_batch=on_batch,
         )
         load.read_depth = lambda: batcher.depth
         await batcher.start()
         try:
-            yield engine, batcher
+            yield run, batcher
         finally:
             await batcher.close(LAST_BATCH_S)
+            await asyncio.to_thread(run.close)
 
     return open_lanes
 

@@ -1,11 +1,13 @@
-"""Jobs and outcomes as bytes between the HTTP processes and the engine's: a length, a JSON head, raw arrays. No pickle.
+"""Jobs and outcomes as messages between processes: a head in JSON, images and arrays as raw bytes. No pickle.
 
-frame   = length of what follows (4 bytes, big endian), length of the head (4), head, payload
-payload = the arrays and the image one after the other, as the head lists them
+    message = length of the head (4 bytes, big endian), length of the payload (8), head, payload
+    payload = the parts that the head tells of, one after the other
+
+A message carries a list of jobs, or of outcomes, and whatever else its head says.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,126 +20,148 @@ from app.errors import ServiceError, of_code
 from app.forward import Decoded, Done, Job
 from app.images import Picture
 
-_LENGTHS = struct.Struct(">II")
+LENGTHS = struct.Struct(">IQ")
 Array = NDArray[Any]
+Part = bytes | memoryview
 
 
-def pack(head: dict[str, Any], *payload: bytes | Array) -> bytes:
-    """One frame. Arrays are written as they lie in memory; ``head`` must say what they are (:func:`shapes`)."""
-    text = orjson.dumps(head)
-    parts = [part if isinstance(part, bytes) else part.tobytes() for part in payload]
-    return b"".join([_LENGTHS.pack(4 + len(text) + sum(map(len, parts)), len(text)), text, *parts])
+def message(head: dict[str, Any], parts: Sequence[Part] = ()) -> list[Part]:
+    """The pieces of one message, to be sent in their order."""
+    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    return [LENGTHS.pack(len(text), sum(map(len, parts))), text, *parts]
 
 
-class Frames:
-    """The frames of a stream whose bytes come in any pieces."""
+class Messages:
+    """The messages of a stream whose bytes come in any pieces."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[dict[str, Any], memoryview]]:
-        """Every frame that is now whole: its head and its payload, which is the caller's to keep."""
+        """Every message that is now whole: its head and its payload, which is the caller's to keep."""
         self._buffer += data
         start = 0
-        while len(self._buffer) - start >= _LENGTHS.size:
-            total, head = _LENGTHS.unpack_from(self._buffer, start)
-            end = start + 4 + total
-            if len(self._buffer) < end:
+        while len(self._buffer) - start >= LENGTHS.size:
+            head, payload = LENGTHS.unpack_from(self._buffer, start)
+            middle = start + LENGTHS.size + head
+            if len(self._buffer) < middle + payload:
                 break
-            middle = start + _LENGTHS.size + head
-            payload = memoryview(bytes(memoryview(self._buffer)[middle:end]))
-            yield orjson.loads(memoryview(self._buffer)[start + _LENGTHS.size : middle]), payload
-            start = end
+            with memoryview(self._buffer) as view:
+                told = orjson.loads(view[start + LENGTHS.size : middle])
+                kept = memoryview(bytes(view[middle : middle + payload]))
+            start = middle + payload
+            yield told, kept
         del self._buffer[:start]
 
 
-def job_frame(number: int, job: Job, deadline: float) -> bytes:
-    """``deadline``: of the machine's monotonic clock, which its processes share."""
-    ask = job.attention
-    head = {
-        "job": number,
-        "deadline": deadline,
-        "top_k": job.top_k,
-        "ask": ask and [sorted(ask.blocks), ask.top_channels, ask.maps, ask.effects],
-    }
-    if isinstance(job.image, bytes):
-        return pack(head, job.image)
-    picture = job.image.picture
-    told = [picture.format, picture.width, picture.height, job.image.decode_s]
-    return pack(head | {"picture": told, "arrays": _shapes([picture.pixels])}, picture.pixels)
+def put_jobs(jobs: Sequence[Job]) -> tuple[list[Any], list[Part]]:
+    """What a head says of jobs, and their images."""
+    parts: list[Part] = []
+    return [_put_job(job, parts) for job in jobs], parts
 
 
-def job_of(head: dict[str, Any], payload: memoryview) -> Job:
-    ask = head["ask"] and AttentionAsk(frozenset(head["ask"][0]), *head["ask"][1:])
-    if "picture" not in head:
-        return Job(bytes(payload), head["top_k"], ask)
-    *told, decode_s = head["picture"]
-    (pixels,) = _arrays(head["arrays"], payload)
-    return Job(Decoded(Picture(pixels, *told), decode_s), head["top_k"], ask)
+def take_jobs(told: list[Any], payload: memoryview) -> list[Job]:
+    """The inverse of :func:`put_jobs`."""
+    source = _Payload(payload)
+    return [_take_job(one, source) for one in told]
 
 
-def done_frame(number: int, done: Done, queue_s: float, run_s: float, batch_size: int) -> bytes:
-    picture, blocks = done.picture, []
-    arrays: list[Array] = [done.answer.indices, done.answer.probabilities]
-    for block in done.answer.blocks:
-        values = {field.name: getattr(block, field.name) for field in fields(block)}
-        held = [name for name, value in values.items() if isinstance(value, np.ndarray)]
-        arrays += [np.ascontiguousarray(values.pop(name)) for name in held]
-        blocks.append([values, held])
-    head = {
-        "number": number,
-        "kind": "done",
-        "picture": [picture.format, picture.width, picture.height],
-        "times": [done.decode_s, done.model_s, queue_s, run_s],
-        "batch_size": batch_size,
-        "blocks": blocks,
-        "arrays": _shapes(arrays),
-    }
-    return pack(head, *arrays)
+def put_outcomes(outcomes: Sequence[Done | ServiceError]) -> tuple[list[Any], list[Part]]:
+    """What a head says of outcomes, and the arrays of their attentions. Of pictures only their facts."""
+    parts: list[Part] = []
+    return [_put_outcome(outcome, parts) for outcome in outcomes], parts
 
 
-def done_of(head: dict[str, Any], payload: memoryview) -> tuple[Done, float, float, int]:
-    """The outcome, the seconds in the queue and of the batch, and its size. The picture's pixels stay behind."""
-    arrays = iter(_arrays(head["arrays"], payload))
-    indices, probabilities = next(arrays), next(arrays)
-    blocks = [BlockAttention(**(values | {name: next(arrays) for name in held})) for values, held in head["blocks"]]
-    decode_s, model_s, queue_s, run_s = head["times"]
-    picture = Picture(np.empty((3, 0, 0), np.uint8), *head["picture"])
-    done = Done(picture, Answer(indices, probabilities, tuple(blocks)), decode_s, model_s)
-    return done, queue_s, run_s, head["batch_size"]
+def take_outcomes(told: list[Any], payload: memoryview) -> list[Done | ServiceError]:
+    """The inverse of :func:`put_outcomes`; the pictures are empty."""
+    source = _Payload(payload)
+    return [_take_outcome(one, source) for one in told]
 
 
-def error_frame(number: int, error: ServiceError) -> bytes:
-    return pack(
-        {"number": number, "kind": "error", "code": error.code, "detail": error.detail, "headers": error.headers}
-    )
-
-
-def error_of(head: dict[str, Any]) -> ServiceError:
-    return of_code(head["code"])(head["detail"], headers=head["headers"])
-
-
-def card_head(card: Card) -> dict[str, Any]:
+def put_card(card: Card) -> dict[str, Any]:
     """A card as JSON."""
     told = {field.name: getattr(card, field.name) for field in fields(card)}
     told["labels"] = [[label.id, label.en, label.zh] for label in card.labels]
-    told["blocks"] = [[block.name, block.height, block.width, block.weights.tolist()] for block in card.blocks]
+    told["blocks"] = [[block.name, block.height, block.width, block.weights] for block in card.blocks]
     return told
 
 
-def card_of(told: dict[str, Any]) -> Card:
+def take_card(told: dict[str, Any]) -> Card:
     labels = tuple(Label(*label) for label in told["labels"])
     blocks = tuple(Block(name, h, w, np.array(weights, np.float32)) for name, h, w, weights in told["blocks"])
     return Card(**told | {"labels": labels, "blocks": blocks, "notes": tuple(told["notes"])})
 
 
-def _shapes(arrays: list[Array]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(array.dtype.str, array.shape) for array in arrays]
+class _Payload:
+    """Parts, taken in their order."""
 
+    def __init__(self, payload: memoryview) -> None:
+        self._payload, self._start = payload, 0
 
-def _arrays(shapes: list[tuple[str, list[int]]], payload: memoryview) -> Iterator[Array]:
-    start = 0
-    for kind, shape in shapes:
+    def take(self, length: int) -> memoryview:
+        part = self._payload[self._start : self._start + length]
+        self._start += length
+        return part
+
+    def array(self, kind: str, shape: list[int]) -> Array:
         count = int(np.prod(shape))
-        yield np.frombuffer(payload, kind, count, start).reshape(shape)
-        start += count * np.dtype(kind).itemsize
+        return np.frombuffer(self.take(count * np.dtype(kind).itemsize), kind).reshape(shape)
+
+
+def _put_job(job: Job, parts: list[Part]) -> list[Any]:
+    ask = job.attention
+    asked = ask and [sorted(ask.blocks), ask.top_channels, ask.maps, ask.effects]
+    if isinstance(job.image, bytes):
+        parts.append(job.image)
+        return [job.top_k, asked, len(job.image)]
+    picture = job.image.picture
+    facts = [picture.format, picture.width, picture.height, job.image.decode_s]
+    return [job.top_k, asked, [*facts, _put_array(picture.pixels, parts)]]
+
+
+def _take_job(told: list[Any], source: _Payload) -> Job:
+    top_k, asked, image = told
+    ask = asked and AttentionAsk(frozenset(asked[0]), *asked[1:])
+    if isinstance(image, int):
+        return Job(bytes(source.take(image)), top_k, ask)
+    *facts, decode_s, pixels = image
+    return Job(Decoded(Picture(source.array(*pixels), *facts), decode_s), top_k, ask)
+
+
+def _put_outcome(outcome: Done | ServiceError, parts: list[Part]) -> list[Any]:
+    if isinstance(outcome, ServiceError):
+        return [outcome.code, outcome.detail, outcome.headers]
+    picture, answer = outcome.picture, outcome.answer
+    facts = [picture.format, picture.width, picture.height]
+    blocks = [_put_block(block, parts) for block in answer.blocks]
+    return [facts, outcome.decode_s, outcome.model_s, answer.indices, answer.probabilities, blocks]
+
+
+def _take_outcome(told: list[Any], source: _Payload) -> Done | ServiceError:
+    if isinstance(told[0], str):
+        code, detail, headers = told
+        return of_code(code)(detail, headers=headers)
+    facts, decode_s, model_s, indices, probabilities, blocks = told
+    looks = tuple(_take_block(block, source) for block in blocks)
+    answer = Answer(np.array(indices, np.int64), np.array(probabilities, np.float32), looks)
+    return Done(Picture(_NO_PIXELS, *facts), answer, decode_s, model_s)
+
+
+_NO_PIXELS = np.empty((3, 0, 0), np.uint8)
+
+
+def _put_block(block: BlockAttention, parts: list[Part]) -> list[Any]:
+    values = {field.name: getattr(block, field.name) for field in fields(block)}
+    arrays = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, np.ndarray)}
+    return [values, {name: _put_array(array, parts) for name, array in arrays.items()}]
+
+
+def _take_block(told: list[Any], source: _Payload) -> BlockAttention:
+    values, arrays = told
+    return BlockAttention(**(values | {name: source.array(*array) for name, array in arrays.items()}))
+
+
+def _put_array(array: Array, parts: list[Part]) -> list[Any]:
+    """What it is; its numbers, as they lie in memory, become a part."""
+    parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return [array.dtype.str, array.shape]

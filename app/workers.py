@@ -28,8 +28,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from app import logs
 from app.board import Load, make_board
-from app.choice import load_engine
 from app.engine import EngineError
+from app.lane_process import open_run
 from app.metrics import Metrics
 from app.remote import EngineServer, RemoteBatcher
 from app.server import serve
@@ -169,7 +169,7 @@ async def _run_engine(settings: Settings, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, over.set)
     _end_with_supervisor()
-    async with lanes_here(load_engine)(settings, Metrics(load), load) as (engine, batcher):
+    async with lanes_here(open_run)(settings, Metrics(load), load) as (engine, batcher):
         # Under another name until it listens: where it is, it answers.
         server = await loop.create_unix_server(lambda: EngineServer(batcher, engine.card), folder / "engine.new")
         os.rename(folder / "engine.new", folder / "engine")

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from app.board import Load
 from app.engine import Answer, Ask, Block, BlockAttention, Card, Label
+from app.forward import Forward
 from app.main import create_app
 from app.services import lanes_here
 from app.settings import Settings
@@ -40,7 +41,7 @@ class FakeEngine:
     ``error``: raised instead of answering, once."""
 
     def __init__(self) -> None:
-        self.card = CARD
+        self.card, self.crowded = CARD, False
         self.gate = threading.Event()
         self.gate.set()
         self.error: BaseException | None = None
@@ -107,7 +108,11 @@ class Service:
 def service(**settings: Any) -> Iterator[Service]:
     """The whole application around a fake engine, in this process."""
     engine, load = FakeEngine(), Load()
-    app = create_app(Settings(**settings), lanes_here(lambda _: engine), load)
+    app = create_app(
+        Settings(**settings),
+        lanes_here(lambda settings, on_forward: Forward(engine, settings.max_pixels, on_forward)),
+        load,
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Service(client, engine, load)
 

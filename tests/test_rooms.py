@@ -18,7 +18,7 @@ APP: dict[str, set[str]] = {
     "board": set(),
     "cli": {
         *("engine", "errors", "flags", "forward", "images", "logs", "model_commands", "schemas", "server", "settings"),
-        *("bench_command", "choice", "services", "workers", "nam"),
+        *("bench_command", "choice", "lane_process", "services", "workers", "nam"),
     },
     "docs": set(),
     "engine": set(),
@@ -29,6 +29,7 @@ APP: dict[str, set[str]] = {
     "graphs": {"engine", "nam.files"},
     "images": {"errors", "jpeg", "nam.geometry"},
     "jpeg": set(),
+    "lane_process": {"choice", "engine", "errors", "forward", "logs", "settings", "wire"},
     "load": set(),
     "logs": set(),
     "main": {"api", "board", "docs", "errors", "fast", "middleware", "services", "settings"},
@@ -46,7 +47,7 @@ APP: dict[str, set[str]] = {
     "uploads": {"errors"},
     "wire": {"engine", "errors", "forward", "images"},
     "workers": {
-        *("board", "choice", "engine", "logs", "metrics", "remote", "server", "services", "settings"),
+        *("board", "engine", "lane_process", "logs", "metrics", "remote", "server", "services", "settings"),
     },
 }
 

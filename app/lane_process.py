@@ -1,0 +1,216 @@
+"""Lanes as processes: each has an engine of one lane and decodes for itself, so that no two wait for one interpreter's
+lock, and a decoder that crashes takes one batch with it, not the service.
+
+The parent's :class:`ProcessLanes` is what a Batcher runs; :func:`main`, ``python -m app.lane_process``, is the other
+end. A batch is one message there and one back (:mod:`app.wire`).
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from app import logs, wire
+from app.choice import choose, load_engine
+from app.engine import Card, Engine, EngineError
+from app.errors import ServiceError
+from app.forward import Done, Forward, Job, Run
+from app.settings import Settings
+
+logger = logging.getLogger("nam.lane")
+
+Outcome = Done | ServiceError
+
+_MOST_PIECES = 512  # that one call of sendmsg takes; the kernel allows 1024
+
+
+class EngineFailed(RuntimeError):
+    """The engine raised in the lane's process."""
+
+
+class LaneDied(RuntimeError):
+    """The process of a lane ended while it had a batch."""
+
+
+class Stream:
+    """Messages over a blocking socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def send(self, head: dict[str, Any], parts: Sequence[wire.Part] = ()) -> None:
+        """In one call of the kernel where it takes all at once, and without a copy of ours."""
+        pieces = wire.message(head, parts)
+        for start in range(0, len(pieces), _MOST_PIECES):
+            _send_all(self._socket, pieces[start : start + _MOST_PIECES])
+
+    def take(self) -> tuple[dict[str, Any], memoryview]:
+        """The next message. Raises EOFError where the other end is gone."""
+        head, payload = wire.LENGTHS.unpack(self._exactly(wire.LENGTHS.size))
+        told: dict[str, Any] = orjson.loads(self._exactly(head))
+        return told, self._exactly(payload)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _exactly(self, count: int) -> memoryview:
+        buffer = memoryview(bytearray(count))
+        filled = 0
+        while filled < count:
+            if not (more := self._socket.recv_into(buffer[filled:])):
+                raise EOFError
+            filled += more
+        return buffer
+
+
+def _send_all(connection: socket.socket, pieces: list[wire.Part]) -> None:
+    sent = connection.sendmsg(pieces)
+    for piece in pieces:
+        if sent < len(piece):
+            connection.sendall(memoryview(piece)[sent:])
+        sent = max(0, sent - len(piece))
+
+
+class _Lane:
+    """One process, started in the constructor; ``card`` is there once it is warm."""
+
+    def __init__(self, settings: Settings, number: int) -> None:
+        self.number = number
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "app.lane_process", str(theirs.fileno()), str(number)],
+                env=settings.environment(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._stream = Stream(ours)
+
+    def card(self) -> Card:
+        """Waits until the lane is warm. Raises EngineError where it cannot be."""
+        try:
+            head, _ = self._stream.take()
+        except (EOFError, OSError):
+            raise EngineError("a lane's process ended before it was ready; the lines above say why") from None
+        if "refused" in head:
+            raise EngineError(head["refused"])
+        return wire.take_card(head["card"])
+
+    def run(self, jobs: Sequence[Job], alone: bool) -> list[Outcome]:
+        told, parts = wire.put_jobs(jobs)
+        try:
+            self._stream.send({"jobs": told, "alone": alone}, parts)
+            head, payload = self._stream.take()
+        except (EOFError, OSError):
+            raise LaneDied(f"a lane's process ended with code {self._process.wait()}") from None
+        if "outcomes" not in head:
+            raise EngineFailed("the engine failed; the log says why")
+        return wire.take_outcomes(head["outcomes"], payload)
+
+    def close(self) -> None:
+        """The process ends when its socket does; one that does not is killed."""
+        self._stream.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class ProcessLanes:
+    """As many processes as there are lanes; called from as many threads. A lane that dies is started again."""
+
+    def __init__(self, settings: Settings, on_forward: Callable[[float], None]) -> None:
+        cores = os.cpu_count() or 1
+        count = settings.lanes or cores
+        threads = settings.threads or max(1, cores // count)
+        self._settings = settings.model_copy(update={"lanes": 1, "threads": threads})
+        self._on_forward, self._count, self._lock = on_forward, count, threading.Lock()
+        self._idle = [_Lane(self._settings, number) for number in range(count)]
+        try:
+            cards = [lane.card() for lane in self._idle]
+        except EngineError:
+            self.close()
+            raise
+        self.card = replace(cards[0], lanes=count)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        with self._lane() as (lane, alone):
+            outcomes = lane.run(jobs, alone)
+        model_s = next((outcome.model_s for outcome in outcomes if isinstance(outcome, Done)), None)
+        if model_s is not None:
+            self._on_forward(model_s)
+        return outcomes
+
+    def close(self) -> None:
+        for lane in self._idle:
+            lane.close()
+
+    @contextmanager
+    def _lane(self) -> Iterator[tuple[_Lane, bool]]:
+        with self._lock:
+            alone = len(self._idle) == self._count
+            # The first lane alone can take all cores: it is left for whoever comes alone.
+            lane = self._idle.pop(0 if alone else -1)
+        try:
+            yield lane, alone
+        except LaneDied as error:
+            logger.error("%s; it is started again", error)
+            lane.close()
+            lane = _Lane(self._settings, lane.number)
+            lane.card()
+            raise
+        finally:
+            with self._lock:
+                self._idle = sorted([*self._idle, lane], key=lambda lane: lane.number)
+
+
+def open_run(settings: Settings, on_forward: Callable[[float], None]) -> Run:
+    """Where the table has OpenVINO, a process a lane; else the engine in this process. Raises EngineError."""
+    if choose(settings.engine, settings.device, settings.dtype).engine == "openvino":
+        return ProcessLanes(settings, on_forward)
+    return Forward(load_engine(settings), settings.max_pixels, on_forward)
+
+
+def main() -> int:
+    """One lane: says its card, then answers batches until its socket is closed."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    connection, number = int(sys.argv[1]), int(sys.argv[2])
+    stream = Stream(socket.socket(fileno=connection))
+    lone_threads = (os.cpu_count() or 1) if number == 0 else settings.threads
+    try:
+        engine = load_engine(settings, lone_threads=lone_threads)
+    except EngineError as error:
+        stream.send({"refused": str(error)})
+        return 2
+    forward = Forward(engine, settings.max_pixels, lambda _: None)
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        stream.send({"card": wire.put_card(engine.card)})
+        while True:
+            _serve(stream, engine, forward)
+    return 0
+
+
+def _serve(stream: Stream, engine: Engine, forward: Forward) -> None:
+    head, payload = stream.take()
+    engine.crowded = not head["alone"]
+    try:
+        told, parts = wire.put_outcomes(forward(wire.take_jobs(head["jobs"], payload)))
+    except Exception:
+        logger.exception("a batch of %d failed", len(head["jobs"]))
+        stream.send({"failed": True})
+    else:
+        stream.send({"outcomes": told}, parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
