@@ -18,7 +18,7 @@ from app.settings import Settings
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineName = Literal["auto", "openvino", "torch"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 # As Linux names the instructions that multiply bf16: AVX-512's and AMX's.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -28,7 +28,7 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 class Choice:
     engine: Literal["openvino", "torch"]
     device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "int8"]
     reason: str
 
 
@@ -41,6 +41,8 @@ def choose(engine: EngineName, device: Device, dtype: Dtype) -> Choice:
         on, why_device = "cpu", "the engine's only device"
     chosen: Literal["openvino", "torch"] = ("torch" if on == "cuda" else "openvino") if engine == "auto" else engine
     precision, why_dtype = _dtype(dtype, on)
+    if precision == "int8" and chosen == "torch":
+        raise EngineError("NAM_DTYPE=int8 is OpenVINO's, on the CPU")
     why_engine = "the table's for it" if engine == "auto" else "asked for"
     reason = f"{on}: {why_device}; {chosen}: {why_engine}; {precision}: {why_dtype}"
     return Choice(chosen, on, precision, reason)
@@ -76,7 +78,7 @@ def _device(asked: Device) -> tuple[Literal["cpu", "cuda"], str]:
     return ("cuda", "a CUDA device was found") if found else ("cpu", "no CUDA device was found")
 
 
-def _dtype(asked: Dtype, on: str) -> tuple[Literal["float32", "bfloat16"], str]:
+def _dtype(asked: Dtype, on: str) -> tuple[Literal["float32", "bfloat16", "int8"], str]:
     if asked != "auto":
         return asked, "asked for"
     if on == "cuda":

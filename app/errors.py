@@ -163,7 +163,7 @@ ERRORS: tuple[type[ServiceError], ...] = (
 
 def of_code(code: str) -> type[ServiceError]:
     """The class of an error's code."""
-    return next(kind for kind in ServiceError.__subclasses__() if kind.code == code)
+    return next(kind for kind in ERRORS if kind.code == code)
 
 
 def problem(error: ServiceError, request_id: str) -> dict[str, str | int]:

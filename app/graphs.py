@@ -34,6 +34,11 @@ def graph_of(weights: Path, sha256: str, folder: Path) -> Path:
     return graph
 
 
+def int8_graph_of(sha256: str, folder: Path) -> Path:
+    """Where the int8 graph of a weights file is, which ``nam quantize`` makes; whether or not it is there."""
+    return folder / f"{sha256}-{FORM}-int8.xml"
+
+
 def _export(weights: Path, graph: Path) -> None:
     """In a process of its own: torch takes 0.5 GB that serving then never holds."""
     with tempfile.TemporaryDirectory(dir=graph.parent) as folder:

@@ -83,7 +83,6 @@ class _Lane:
     """One process, started in the constructor; ``card`` is there once it is warm."""
 
     def __init__(self, settings: Settings, number: int) -> None:
-        self.number = number
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -134,9 +133,10 @@ class ProcessLanes:
         threads = settings.threads or max(1, cores // count)
         self._settings = settings.model_copy(update={"lanes": 1, "threads": threads})
         self._on_forward, self._count, self._lock = on_forward, count, threading.Lock()
-        self._idle = [_Lane(self._settings, number) for number in range(count)]
+        self._lanes = [_Lane(self._settings, number) for number in range(count)]
+        self._idle = list(range(count))
         try:
-            cards = [lane.card() for lane in self._idle]
+            cards = [lane.card() for lane in self._lanes]
         except EngineError:
             self.close()
             raise
@@ -151,7 +151,7 @@ class ProcessLanes:
         return outcomes
 
     def close(self) -> None:
-        for lane in self._idle:
+        for lane in self._lanes:  # also one that is stuck in a call: it is killed
             lane.close()
 
     @contextmanager
@@ -159,18 +159,18 @@ class ProcessLanes:
         with self._lock:
             alone = len(self._idle) == self._count
             # The first lane alone can take all cores: it is left for whoever comes alone.
-            lane = self._idle.pop(0 if alone else -1)
+            number = self._idle.pop(0 if alone else -1)
         try:
-            yield lane, alone
+            yield self._lanes[number], alone
         except LaneDied as error:
             logger.error("%s; it is started again", error)
-            lane.close()
-            lane = _Lane(self._settings, lane.number)
-            lane.card()
+            self._lanes[number].close()
+            self._lanes[number] = _Lane(self._settings, number)
+            self._lanes[number].card()
             raise
         finally:
             with self._lock:
-                self._idle = sorted([*self._idle, lane], key=lambda lane: lane.number)
+                self._idle = sorted([*self._idle, number])
 
 
 def open_run(settings: Settings, on_forward: Callable[[float], None]) -> Run:

@@ -18,15 +18,16 @@ import select
 import selectors
 import socket
 import time
-from array import array
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from app.http_answer import Answer
+from app.load_report import Report, Tally, Totals, report_of
+
 _RECEIVE = 2**17  # bytes at most in one call
-_MAX_HEAD = 2**16  # bytes; a longer head is no answer to wait for
 _PAUSE_S = 0.01  # what a caller of a closed loop waits after an error, so that a dead server costs no core
 _GRACE_S = 10.0  # how long answers are waited for after the measured seconds
 _BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -68,40 +69,6 @@ class Plan:
             raise ValueError("a line break has no place in an address, a content type or a key")
 
 
-@dataclass(frozen=True)
-class Report:
-    """One run. ``requests`` = 2xx answers + ``refused`` (503) + ``errors``, which other statuses are among. Percentiles
-    are of 2xx answers, of refusals where they say so; None where there was none.
-
-    ``goodput_per_s``: 2xx answers within the deadline. ``mean_batch``: images a forward, n / sum(1 / X-Batch-Size):
-    every batch counts once, however many answers tell of it. ``server_cpu_ms``: of the server's processes, by 2xx
-    answer. ``client_cpu_ms``, ``sent_bytes``, ``received_bytes``: by answer of any status.
-    """
-
-    requests: int
-    seconds: float
-    throughput_per_s: float
-    goodput_per_s: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    p999_ms: float | None
-    max_ms: float | None
-    refused: int
-    refused_p50_ms: float | None
-    refused_p99_ms: float | None
-    errors: dict[str, int]
-    mean_batch: float | None
-    sent_bytes: float
-    received_bytes: float
-    client_cpu_ms: float
-    server_cpu_ms: float | None
-    server_pss_mb: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 class Server(Protocol):
     """What a server on this machine costs."""
 
@@ -118,130 +85,6 @@ class Server(Protocol):
 def run(plan: Plan, server: Server | None = None) -> Report:
     """Put the load on the server. Raises OSError where its address does not resolve or nothing listens there."""
     return _Load(plan, server).run()
-
-
-class Answer:
-    """One HTTP/1.1 answer, read piece by piece. ``batch``: its X-Batch-Size, or 0; ``closes``: its connection ends."""
-
-    __slots__ = ("_chunked", "_left", "_rest", "batch", "closes", "status")
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget everything and wait for the next answer."""
-        self.status = self.batch = 0
-        self.closes = self._chunked = False
-        self._left = 0.0  # bytes to come of the body, or of a chunk and its line end; -1: the trailer
-        self._rest = b""  # what came of an unfinished head or line
-
-    @property
-    def begun(self) -> bool:
-        return bool(self.status or self._rest)
-
-    @property
-    def until_close(self) -> bool:
-        """Whether the end of the connection is the end of the body."""
-        return self._left == math.inf
-
-    def feed(self, data: bytes) -> bool:
-        """Take the next bytes; True once the answer is whole. ValueError for what is no HTTP/1.1 answer."""
-        if not self.status:
-            data = self._rest + data
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4:
-                return self._keep(data)
-            self._read_head(data[: end - 2].lower())
-            data, self._rest = data[end:], b""
-            if self.status < 200:  # an interim answer: the real one follows
-                self.begin()
-                return bool(data) and self.feed(data)
-        if self._chunked:
-            return self._read_chunks(self._rest + data)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError("more bytes than the answer has")
-        return self._left == 0
-
-    def _read_head(self, head: bytes) -> None:
-        if not (head.startswith(b"http/1.") and head[9:12].isdigit()):
-            raise ValueError("no HTTP/1.1 answer")
-        self.status = int(head[9:12])
-        batch, connection = _field(head, b"\r\nx-batch-size:"), _field(head, b"\r\nconnection:")
-        self.batch = int(batch) if batch.isdigit() else 0
-        self.closes = connection == b"close" or (head[7:8] == b"0" and connection != b"keep-alive")
-        self._chunked = _field(head, b"\r\ntransfer-encoding:") == b"chunked"
-        if self._chunked or self.status < 200 or self.status in (204, 304):
-            return
-        length = _field(head, b"\r\ncontent-length:")
-        self._left = float(int(length)) if length else math.inf
-        self.closes |= not length
-
-    def _read_chunks(self, data: bytes) -> bool:
-        at, self._rest = 0, b""
-        while True:
-            skipped = min(max(self._left, 0), len(data) - at)
-            self._left -= skipped
-            at += int(skipped)
-            end = data.find(b"\r\n", at)
-            if self._left > 0 or end < 0:
-                return self._keep(data[at:])
-            line, at = data[at:end], end + 2
-            if self._left == 0:
-                size = int(line.partition(b";")[0], 16)
-                self._left = size + 2 if size else -1
-            elif not line:
-                return True
-
-    def _keep(self, rest: bytes) -> bool:
-        """Not whole: ``rest`` waits for more."""
-        if len(rest) > _MAX_HEAD:
-            raise ValueError("a head or a line without end")
-        self._rest = rest
-        return False
-
-
-def _field(head: bytes, name: bytes) -> bytes:
-    """A field's value in a lower-case head; ``name`` has the line end before it and its colon."""
-    at = head.find(name)
-    return head[at + len(name) : head.find(b"\r\n", at + 2)].strip() if at >= 0 else b""
-
-
-@dataclass
-class _Totals:
-    """What has been so far: the difference of two is what a window saw."""
-
-    at: float = 0.0
-    asked: int = 0
-    ended: int = 0
-    ok: int = 0
-    good: int = 0
-    sent: int = 0
-    received: int = 0
-    client_s: float = 0.0
-    server_s: float | None = None
-
-
-@dataclass
-class _Tally:
-    """What became of the requests that count: seconds of 2xx and of 503, everything else by name."""
-
-    ok: "array[float]" = field(default_factory=lambda: array("d"))
-    refused: "array[float]" = field(default_factory=lambda: array("d"))
-    errors: "Counter[str]" = field(default_factory=Counter)
-    told: int = 0  # answers with a batch size
-    batches: float = 0.0  # that they stand for
-
-    def add(self, answer: Answer, seconds: float) -> None:
-        if 200 <= answer.status < 300:
-            self.ok.append(seconds)
-            if answer.batch:
-                self.told += 1
-                self.batches += 1 / answer.batch
-        elif answer.status == 503:
-            self.refused.append(seconds)
-        else:
-            self.errors[f"status {answer.status}"] += 1
 
 
 class _Connection:
@@ -274,8 +117,8 @@ class _Load:
         self._numbers = itertools.count()
         self._counting = self._stopped = self._over = False
         self._begun = self._pending = 0  # of the requests that count
-        self._totals, self._tally = _Totals(), _Tally()
-        self._first, self._last = _Totals(), _Totals()
+        self._totals, self._tally = Totals(), Tally()
+        self._first, self._last = Totals(), Totals()
         self._looking_s = 0.0  # what asking for the server's CPU time took: not the load's
 
     def run(self) -> Report:
@@ -288,7 +131,7 @@ class _Load:
             if not self._last.at:
                 self._last = self._seen()
             peak_mb = None if self._server is None else self._server.peak_mb()
-            return _report(self._first, self._last, self._tally, peak_mb)
+            return report_of(self._first, self._last, self._tally, peak_mb)
         finally:
             for key in list(self._selector.get_map().values()):
                 key.data.sock.close()
@@ -331,7 +174,7 @@ class _Load:
     def _settle(self) -> None:
         self._over = self._over or (self._stopped and not self._pending)
 
-    def _seen(self) -> _Totals:
+    def _seen(self) -> Totals:
         before = time.thread_time()
         server_s = None if self._server is None else self._server.cpu_s()
         self._looking_s += time.thread_time() - before
@@ -519,36 +362,3 @@ def _name(error: OSError) -> str:
 
 def _where(answer: Answer) -> str:
     return "within" if answer.begun else "before"
-
-
-def _report(first: _Totals, last: _Totals, tally: _Tally, peak_mb: float | None) -> Report:
-    seconds, ended, ok = last.at - first.at, last.ended - first.ended, last.ok - first.ok
-    errors = {name: count for name, count in sorted(tally.errors.items()) if count}
-    server_s = None if first.server_s is None or last.server_s is None else last.server_s - first.server_s
-    answered, refused = sorted(tally.ok), sorted(tally.refused)
-    return Report(
-        requests=len(answered) + len(refused) + sum(errors.values()),
-        seconds=seconds,
-        throughput_per_s=ok / seconds,
-        goodput_per_s=(last.good - first.good) / seconds,
-        p50_ms=_percentile_ms(answered, 0.5),
-        p90_ms=_percentile_ms(answered, 0.9),
-        p99_ms=_percentile_ms(answered, 0.99),
-        p999_ms=_percentile_ms(answered, 0.999),
-        max_ms=_percentile_ms(answered, 1.0),
-        refused=len(refused),
-        refused_p50_ms=_percentile_ms(refused, 0.5),
-        refused_p99_ms=_percentile_ms(refused, 0.99),
-        errors=errors,
-        mean_batch=tally.told / tally.batches if tally.told else None,
-        sent_bytes=(last.sent - first.sent) / max(1, last.asked - first.asked),
-        received_bytes=(last.received - first.received) / max(1, ended),
-        client_cpu_ms=1000 * (last.client_s - first.client_s) / max(1, ended),
-        server_cpu_ms=1000 * server_s / ok if server_s is not None and ok else None,
-        server_pss_mb=peak_mb,
-    )
-
-
-def _percentile_ms(ordered: list[float], share: float) -> float | None:
-    """The least time that ``share`` of all do not exceed."""
-    return 1000 * ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

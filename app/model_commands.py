@@ -1,4 +1,4 @@
-"""The commands about models: ``nam train``, ``evaluate``, ``convert``. They import torch when they run, not before."""
+"""The commands about models: ``nam train``, ``evaluate``, ``convert``, ``quantize``. They import torch late."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.flags import command, floats, stages
+from app.flags import command, floats, positive, stages
 
 if TYPE_CHECKING:
     from nam.recipes import TrainConfig
@@ -17,6 +17,7 @@ def add_model_commands(commands: Any) -> None:
     """Declare them."""
     _add_training(commands)
     _add_conversion(commands)
+    _add_quantization(commands)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -55,6 +56,24 @@ def convert(arguments: argparse.Namespace) -> int:
 
     known = {f.name for f in dataclasses.fields(Conversion)}
     print(json.dumps(run(Conversion(**{name: value for name, value in vars(arguments).items() if name in known}))))
+    return 0
+
+
+def quantize(arguments: argparse.Namespace) -> int:
+    from app.graphs import graph_of, int8_graph_of
+    from app.settings import Settings
+    from nam import files, weights
+    from nam.data import load_split
+    from nam.quantize import quantize as run
+
+    file = files.locate(arguments.weights or files.DEFAULT)
+    cache, sha256 = Settings().cache_dir.expanduser(), files.file_sha256(file)
+    graph, target = graph_of(file, sha256, cache), int8_graph_of(sha256, cache)
+    _, card = weights.load(file)
+    split = load_split(arguments.data, "train", card.config.size, crop=card.crop)
+    step = max(1, len(split) // arguments.images)
+    run(graph, split.pixels[::step][: arguments.images].numpy(), target)
+    print(json.dumps({"weights": card.name, "images": arguments.images, "graph": str(target)}))
     return 0
 
 
@@ -204,3 +223,10 @@ def _add_conversion(commands: Any) -> None:
     add("--std", type=floats, help="channel deviations, three numbers; else ImageNet's or CIFAR-10's")
     add("--labels", type=Path, help="a table class_id, en, zh in the order of the classes; else ImageNet's, or numbers")
     add("--name", help="the model's name in its card; else the output's")
+
+
+def _add_quantization(commands: Any) -> None:
+    added = command(commands, quantize, "int8 for the CPU's engine, calibrated on images, for NAM_DTYPE=int8")
+    added.add_argument("--weights", help="a weights file, or the name of shipped weights")
+    added.add_argument("--data", required=True, help="a folder with train/, or the name of a torchvision dataset")
+    added.add_argument("--images", type=positive, default=500, help="how many of its training images")

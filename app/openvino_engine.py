@@ -19,13 +19,14 @@ import openvino
 
 from app.array_engine import ArrayEngine, Pixels
 from app.engine import Card, EngineError, Floats
-from app.graphs import graph_of
+from app.graphs import graph_of, int8_graph_of
 from nam.files import WeightsError, file_sha256, locate
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "int8"]
 
 _HINT = "INFERENCE_PRECISION_HINT"
-_PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+# Of what is not int8 in an int8 graph: the activations between.
+_PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 # Measured (tests/bench/RESULTS.md): beyond either a batch gains nothing, and whoever comes next waits for it.
 _MOST_IMAGES = 16
@@ -65,7 +66,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         lanes = lanes or cores
         try:
             weights = locate(path)
-            self._file = graph_of(weights, file_sha256(weights), cache)
+            self._file = _graph(weights, cache, dtype)
         except (WeightsError, OSError) as error:
             raise EngineError(str(error)) from error
         self._core = openvino.Core()
@@ -130,6 +131,15 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         network.reshape(openvino.PartialShape([1 if shape.wide else -1, 3, card.size, card.size]))
         threads = self._wide if shape.wide else self._narrow
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
+
+
+def _graph(weights: Path, cache: Path, dtype: Dtype) -> Path:
+    sha256 = file_sha256(weights)
+    if dtype != "int8":
+        return graph_of(weights, sha256, cache)
+    if not (graph := int8_graph_of(sha256, cache)).is_file():
+        raise EngineError(f"int8 wants images to calibrate on: nam quantize --weights {weights} --data FOLDER, once")
+    return graph
 
 
 class _Lane:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     engine: Literal["auto", "openvino", "torch"] = Field(
         default="auto", description="What runs the network; auto takes torch on CUDA, OpenVINO on a CPU."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         default="auto",
         description="What the network computes in, gates always float32; auto takes bfloat16 where it is faster.",
     )
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=64,
-        description="Forwards in flight at a time, each in its own thread; 0 takes one a core on a CPU, 1 on CUDA.",
+        description="Forwards in flight at a time; 0 takes one a core on a CPU, each a process, and 2 on CUDA.",
     )
     max_batch: int = Field(
         default=0,

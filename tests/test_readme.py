@@ -49,7 +49,7 @@ def test_the_tree_is_the_tree_on_disk(path: Path) -> None:
             f"{room}/{file.name}" for file in (ROOT / room).iterdir() if file.suffix == ".py" and file.stat().st_size
         }
         assert {name for name in told if name.startswith(f"{room}/") and name.endswith(".py")} == files
-    hidden = {".git", ".venv", "runs", "build"}
+    hidden = {".git", ".venv", ".venv-peers", "runs", "build"}
     top = {
         file.name
         for file in ROOT.iterdir()

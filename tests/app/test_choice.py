@@ -177,3 +177,10 @@ def test_choosing_imports_neither_torch_nor_openvino() -> None:
         print(sorted({"torch", "openvino", "nam"} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_int8_is_openvinos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_cuda_devices", lambda: 1)
+    assert choice.choose("auto", "cpu", "int8").dtype == "int8"
+    with pytest.raises(EngineError, match="OpenVINO"):
+        choice.choose("auto", "auto", "int8")

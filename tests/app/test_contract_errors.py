@@ -371,3 +371,18 @@ def test_admission_stands_before_every_post() -> None:
         posts = [path for path, methods in paths.items() if "post" in methods]
         (admission,) = [m for m in serving.client.app.user_middleware if m.cls is Admission]
         assert set(posts) == set(admission.kwargs["paths"])
+
+
+@pytest.mark.parametrize(("deadline_ms", "status"), [("900", 503), ("3000", 200), (None, 200)])
+def test_who_would_be_answered_too_late_is_told_so_at_the_door(
+    serving: Service, deadline_ms: str | None, status: int
+) -> None:
+    serving.load.image_s, serving.load.requests = 0.1, 10  # the wait: a second
+    headers = PNG if deadline_ms is None else PNG | {"X-Timeout-Ms": deadline_ms}
+    answer = serving.client.post("/predict", content=picture(), headers=headers)
+    serving.load.requests -= 10
+    assert answer.status_code == status
+    if status == 503:
+        assert answer.json()["code"] == "overloaded"
+        assert answer.headers["Retry-After"] == "1"
+        assert serving.engine.batches == []

@@ -21,7 +21,9 @@ import pytest
 
 from app import load
 from app.bench_command import ProcessTree, add_bench_command, made_jpegs
-from app.load import Answer, Plan, Report
+from app.http_answer import Answer
+from app.load import Plan
+from app.load_report import Report
 
 Reply = Callable[[int, asyncio.StreamWriter], Awaitable[None]]
 

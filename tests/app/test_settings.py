@@ -46,3 +46,11 @@ def test_a_variable_that_is_no_setting_is_told(
     assert unknown_variables() == ["NAM_PROT"]
     main(["settings"])
     assert "NAM_PROT is not a setting" in capsys.readouterr().err
+
+
+def test_another_process_finds_the_same_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Settings(weights="mine", max_batch=3, api_keys="one,two", cache_dir="/somewhere")
+    for name, value in chosen.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == chosen
+    assert Settings().keys == ("one", "two")

@@ -1,0 +1,59 @@
+"""int8: the convolutions are quantized, the gates are not, and the labels stay near the network's."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+
+from nam import weights
+from nam.build import ModelConfig, build
+from nam.export import DESCRIPTION, to_openvino
+from nam.quantize import quantize
+from tests.nam.test_attention import scrambled
+
+CONFIG = ModelConfig("resnet20", 7, 32, weighting="unit-mean")
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    card = weights.Card("small", CONFIG, [weights.Label(f"n{i}", f"thing {i}") for i in range(7)])
+    openvino.save_model(to_openvino(scrambled(build(CONFIG)), card), folder / "whole.xml", compress_to_fp16=False)
+    quantize(folder / "whole.xml", pixels(40), folder / "int8.xml")
+    return folder / "whole.xml", folder / "int8.xml"
+
+
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+
+
+def outputs(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled([images, np.full(len(images), -1)])
+    return {output.get_any_name(): found[output] for output in compiled.outputs}
+
+
+def test_it_says_the_same_of_itself_and_has_the_same_outputs(graphs: tuple[Path, Path]) -> None:
+    whole, int8 = (openvino.Core().read_model(path) for path in graphs)
+    assert int8.get_rt_info(DESCRIPTION).value == whole.get_rt_info(DESCRIPTION).value
+    assert [o.get_any_name() for o in int8.outputs] == [o.get_any_name() for o in whole.outputs]
+
+
+def test_convolutions_are_quantized_and_gates_are_not(graphs: tuple[Path, Path]) -> None:
+    nodes = openvino.Core().read_model(graphs[1]).get_ops()
+    fed = [node.input_value(0).get_node().get_type_name() for node in nodes if node.get_type_name() == "Convolution"]
+    assert set(fed) == {"FakeQuantize"}
+    gates = [node for node in nodes if node.get_type_name() == "Sigmoid"]
+    assert gates
+    assert all(node.input_value(0).get_node().get_type_name() == "Add" for node in gates)
+
+
+def test_labels_and_gates_stay_near(graphs: tuple[Path, Path]) -> None:
+    whole, int8 = (outputs(path, pixels(16)) for path in graphs)
+    assert np.abs(whole["probabilities"] - int8["probabilities"]).max() < 0.1
+    for name in (name for name in whole if name.startswith("spread.")):
+        assert np.allclose(whole[name][:, 3], int8[name][:, 3], rtol=0.1)
+    assert not np.array_equal(whole["logits"], int8["logits"])
