@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from app.flags import command, positive
-from app.load import Plan, Report, run
+from app.load import Plan, run
+from app.load_report import Report
 
 # Sides of the JPEGs made here: a thumbnail, a picture of a data set, a small photo.
 _SIZES = ((320, 240), (500, 375), (1024, 768))

@@ -41,8 +41,6 @@ def choose(engine: EngineName, device: Device, dtype: Dtype) -> Choice:
         on, why_device = "cpu", "the engine's only device"
     chosen: Literal["openvino", "torch"] = ("torch" if on == "cuda" else "openvino") if engine == "auto" else engine
     precision, why_dtype = _dtype(dtype, on)
-    if precision == "int8" and chosen == "torch":
-        raise EngineError("NAM_DTYPE=int8 is OpenVINO's, on the CPU")
     why_engine = "the table's for it" if engine == "auto" else "asked for"
     reason = f"{on}: {why_device}; {chosen}: {why_engine}; {precision}: {why_dtype}"
     return Choice(chosen, on, precision, reason)

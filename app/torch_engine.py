@@ -23,7 +23,7 @@ from nam.fold import fold
 from nam.outputs import Outputs
 
 Device = Literal["cpu", "cuda"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "int8"]
 
 # The CPU's was measured (tests/bench/RESULTS.md).
 _MAX_BATCH = {"cpu": 16, "cuda": 64}
@@ -45,6 +45,8 @@ class TorchEngine(ArrayEngine["_Lane"]):
         max_batch: int = 0,
         lanes: int = 0,
     ) -> None:
+        if dtype == "int8":
+            raise EngineError("NAM_DTYPE=int8 is OpenVINO's, on the CPU")
         on, cores = _device(device), os.cpu_count() or 1
         lanes = lanes or (cores if device == "cpu" else _CUDA_LANES)
         if device == "cpu":

@@ -36,7 +36,9 @@ def summarize(gate: Tensor, weights: Tensor) -> GateSummary:
     """gate: fp32 (B, C, H, W); weights: fp32 (C,), sum 1. The map: ``sum_c w_c * gate_c``, within the gates' range."""
     std, mean = torch.std_mean(gate, (1, 2, 3), correction=0)
     spread = torch.stack([gate.amin((1, 2, 3)), gate.amax((1, 2, 3)), mean, std], 1)
-    return GateSummary(spread, gate.mean((2, 3)), torch.einsum("bchw,c->bhw", gate, weights))
+    # Not a matrix product: engines that compute in bf16 would round what goes into one.
+    weighted = gate * weights[:, None, None]
+    return GateSummary(spread, gate.mean((2, 3)), weighted.sum(1))
 
 
 def strongest(weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # What each file of app/ may import of app/ and nam/; a file that is not here may not exist.
 APP: dict[str, set[str]] = {
     "__init__": set(),
-    "bench_command": {"flags", "load"},
+    "bench_command": {"flags", "load", "load_report"},
     "choice": {"engine", "openvino_engine", "settings", "torch_engine"},
     "api": {"engine", "errors", "schemas", "services", "serving", "uploads"},
     "array_engine": {"engine"},

@@ -32,7 +32,7 @@ def test_bytes_and_pictures_share_one_forward_and_keep_their_order(engine: FakeE
 
 
 def test_an_image_that_is_none_is_an_error_in_its_own_place(engine: FakeEngine) -> None:
-    bad, good, cut = lane(engine)([Job(b"nothing", 1), Job(picture(200), 1), Job(picture()[:60], 1)])
+    bad, good, cut = lane(engine)([Job(b"nothing", 1), Job(picture(200), 1), Job(picture()[:40], 1)])
     assert isinstance(bad, UnsupportedMediaType)
     assert isinstance(cut, BadImage)
     assert isinstance(good, Done)
