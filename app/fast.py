@@ -4,6 +4,9 @@ framework: its router, parameters and request object take longer than all else t
 The answer is the endpoint's of ``api.py``, byte by byte but for the timings; a test holds the two together.
 """
 
+from collections.abc import Sequence
+
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,17 +21,19 @@ _TOP_K = 5
 _ASKING = frozenset({b"accept-language", b"content-encoding"})
 
 
-class FastPredict:
-    """Stands behind admission, which has decided who may ask, how much, and until when."""
+class Front:
+    """The usual request goes the short way, through ``guards``, every other to the application, which has the same
+    guards: who may ask, how much, and until when, is decided for both alike."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, guards: Sequence[Middleware]) -> None:
         self.app = app
+        self.short: ASGIApp = _predict
+        for guard in reversed(guards):
+            self.short = guard.cls(self.short, *guard.args, **guard.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PATH and _is_usual(scope):
-            await _predict(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        usual = scope["type"] == "http" and scope["path"] == PATH and _is_usual(scope)
+        await (self.short if usual else self.app)(scope, receive, send)
 
 
 def _is_usual(scope: Scope) -> bool:

@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from app import api, docs, errors
 from app.board import Load
-from app.fast import FastPredict
+from app.fast import Front
 from app.middleware import Admission, Keys, RequestContext, count_refusal, problem_response
 from app.services import OpenLanes, Services, open_services
 from app.settings import Settings
@@ -23,7 +24,7 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = None) -> FastAPI:
+def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = None) -> ASGIApp:
     """The service. ``open_lanes``: where images are run, opened when it starts; ``load``: what admission counts."""
 
     @asynccontextmanager
@@ -32,6 +33,11 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
             yield {"services": services}
 
     routes = [route.path for router in (api.router, docs.router) for route in router.routes]  # type: ignore[attr-defined]
+    guards = [
+        Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
+        Middleware(Keys),
+        Middleware(Admission, paths=api.WORK),
+    ]
     app = FastAPI(
         title="NAM Serve",
         version=version("nam-serve"),
@@ -40,12 +46,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
-            Middleware(Keys),
-            Middleware(Admission, paths=api.WORK),
-            Middleware(FastPredict),
-        ],
+        middleware=guards,
         exception_handlers={
             errors.ServiceError: _service_error,
             RequestValidationError: _bad_parameter,
@@ -55,7 +56,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
     app.include_router(api.router)
     app.include_router(docs.router)
     docs.mount_assets(app)
-    return app
+    return Front(app, guards)
 
 
 async def _service_error(request: Request, error: errors.ServiceError) -> Response:

@@ -369,8 +369,20 @@ def test_admission_stands_before_every_post() -> None:
     with service() as serving:
         paths = serving.client.get("/openapi.json").json()["paths"]
         posts = [path for path, methods in paths.items() if "post" in methods]
-        (admission,) = [m for m in serving.client.app.user_middleware if m.cls is Admission]
+        front = serving.client.app
+        (admission,) = [m for m in front.app.user_middleware if m.cls is Admission]
         assert set(posts) == set(admission.kwargs["paths"])
+
+
+def test_the_short_way_has_the_applications_guards_in_their_order() -> None:
+    with service() as serving:
+        front, guards = serving.client.app, []
+        guard = front.short
+        while hasattr(guard, "app"):
+            guards.append(type(guard))
+            guard = guard.app
+        assert guards == [m.cls for m in front.app.user_middleware]
+        assert Admission in guards
 
 
 @pytest.mark.parametrize(("deadline_ms", "status"), [("900", 503), ("3000", 200), (None, 200)])

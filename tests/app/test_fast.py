@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [PNG, {"content-type": "application/octet-stream"}, {"content-type": "image/jpeg; q=1"}, {}],
     ids=["image", "bytes", "with a parameter", "undeclared"],
 )
-def test_it_answers_as_the_endpoint_does(serving: Service, short: list[str], headers: dict[str, str]) -> None:
+def test_it_answers_as_the_endpoint_does(short: list[str], serving: Service, headers: dict[str, str]) -> None:
     one, other = both(serving, picture(200), headers)
     assert one[0] == 200
     assert one == other
@@ -44,7 +44,7 @@ def test_it_answers_as_the_endpoint_does(serving: Service, short: list[str], hea
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP"])
-def test_every_format_is_the_same_either_way(serving: Service, short: list[str], form: str) -> None:
+def test_every_format_is_the_same_either_way(short: list[str], serving: Service, form: str) -> None:
     one, other = both(serving, picture(50, form), PNG)
     assert one == other
     assert short == ["/predict"]
@@ -53,7 +53,7 @@ def test_every_format_is_the_same_either_way(serving: Service, short: list[str],
 @pytest.mark.parametrize(
     ("body", "status"), [(b"", 400), (b"nothing known", 415), (picture()[:40], 422)], ids=["empty", "unknown", "cut"]
 )
-def test_it_refuses_as_the_endpoint_does(serving: Service, short: list[str], body: bytes, status: int) -> None:
+def test_it_refuses_as_the_endpoint_does(short: list[str], serving: Service, body: bytes, status: int) -> None:
     answers = [serving.client.post(path, content=body, headers=PNG) for path in ("/predict", "/predict?top_k=5")]
     problems = [answer.json() | {"request_id": ""} for answer in answers]
     assert problems[0] == problems[1]
@@ -62,7 +62,7 @@ def test_it_refuses_as_the_endpoint_does(serving: Service, short: list[str], bod
     assert serving.metric("nam_refusals_total", code=problems[0]["code"]) == 2
 
 
-def test_a_body_in_pieces_is_put_together(serving: Service, short: list[str]) -> None:
+def test_a_body_in_pieces_is_put_together(short: list[str], serving: Service) -> None:
     image = picture(200)
     pieces = iter([image[:10], image[10:11], image[11:]])
     answer = serving.client.post("/predict", content=pieces, headers=PNG)
@@ -88,12 +88,12 @@ def test_a_small_network_gives_all_its_labels_and_a_warm_start_its_notes(short: 
     ids=["query", "language", "json", "encoded", "attention"],
 )
 def test_whoever_asks_for_more_goes_to_the_endpoint(
-    serving: Service, short: list[str], path: str, headers: dict[str, str]
+    short: list[str], serving: Service, path: str, headers: dict[str, str]
 ) -> None:
     serving.client.post(path, content=picture(), headers=headers)
     assert short == []
 
 
-def test_another_method_is_the_routers_to_refuse(serving: Service, short: list[str]) -> None:
+def test_another_method_is_the_routers_to_refuse(short: list[str], serving: Service) -> None:
     assert serving.client.get("/predict").status_code == 405
     assert short == []
