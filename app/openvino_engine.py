@@ -9,7 +9,7 @@ convolutions compute in.
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,6 @@ _PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 # Measured (tests/bench/RESULTS.md): beyond either a batch gains nothing, and whoever comes next waits for it.
 _MOST_IMAGES = 16
 _MOST_FLOPS = 16e9
-_MOST_LOOKS = 4  # gates at once: their memory is that of the images times the network's activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,6 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
     def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
         wide = self._widens and alone and len(images) == 1
         return lane.infer(_Shape(looks, wide), images)
-
-    def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
-        most = min(_MOST_LOOKS, self.card.max_batch) if looks else self.card.max_batch
-        yield from (places[start : start + most] for start in range(0, len(places), most))
 
     def effects(self, pixels: Pixels, label: int) -> list[float]:
         """Compiled when it is first asked for: where it never is, it takes no memory."""
