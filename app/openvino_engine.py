@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from app.graphs import graph_of, int8_graph_of
 from nam.files import WeightsError, file_sha256, locate
 
 Dtype = Literal["float32", "bfloat16", "int8"]
+
+INT8_NOTE = "computed in int8: the gates are those of rounded features, and vary by up to a third less"
 
 _HINT = "INFERENCE_PRECISION_HINT"
 # Of what is not int8 in an int8 graph: the activations between.
@@ -80,6 +82,8 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             engine=f"openvino {openvino.__version__.partition('-')[0]}",
             reason=reason,
         )
+        if dtype == "int8":
+            card = replace(card, notes=(*card.notes, INT8_NOTE))
         self._precision = _PRECISION[dtype]
         threads, lone_threads = threads or max(1, cores // lanes), lone_threads or threads or cores
         self._narrow, self._wide = _on(lanes, threads), _on(1, lone_threads)

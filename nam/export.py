@@ -10,12 +10,8 @@ block whose gate is held at its mean (-1: none). What comes out is named by :cla
 import argparse
 import json
 import logging
-import sys
 import warnings
 from pathlib import Path
-
-# OpenVINO's converter counts its uses for its makers, unless this package is not there: it is not, here.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino
 import torch

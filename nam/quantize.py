@@ -4,16 +4,11 @@ The scales are chosen from the activations that the images cause; no weight is t
 is, so that its argument, its sigmoid and its statistics are fp32 here too.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
-# As in nam/export.py: nothing counts our calls for anybody.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
 import openvino
+from numpy.typing import NDArray
 
 from nam.export import DESCRIPTION
 

@@ -1,6 +1,8 @@
 """The graph for OpenVINO, run there in fp32: the network's numbers by their names, for any batch."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,9 @@ def test_what_is_no_weights_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="neither a weights file"):
         export(tmp_path / "nowhere", tmp_path / "graph.xml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_is_told_that_a_network_was_exported() -> None:
+    code = "import nam.export, openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub\n"
