@@ -174,7 +174,7 @@ def test_choosing_imports_neither_torch_nor_openvino() -> None:
         import sys
         from app.choice import choose
         choose("auto", "auto", "auto")
-        print(sorted({"torch", "openvino", "nam"} & set(sys.modules)))"""
+        print(sorted({"torch", "openvino"} & set(sys.modules)))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
