@@ -67,7 +67,7 @@ class _Supervisor:
             if code := self._await_engine(engine):
                 return code
             for row in range(1, 1 + self._count):
-                self._http[row] = self._start("http", row)
+                self._start_http(row)
             while self._http and engine.poll() is None:
                 time.sleep(TICK_S)
                 self._look_after()
@@ -100,7 +100,12 @@ class _Supervisor:
             if not self._stopping:
                 logger.error("http %d ended with code %s and is started again", row, process.returncode)
                 time.sleep(PAUSE_S)
-                self._http[row] = self._start("http", row)
+                self._start_http(row)
+
+    def _start_http(self, row: int) -> None:
+        self._http[row] = self._start("http", row)
+        if self._stopping:  # the signal came between: it has ended the others, and would never end this one
+            self._http[row].terminate()
 
     def _start(self, part: str, row: int) -> subprocess.Popen[bytes]:
         """In a session of its own, so that Ctrl-C reaches the supervisor alone; its stdin ends with the supervisor."""
