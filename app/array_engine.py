@@ -38,18 +38,13 @@ class ArrayEngine(Generic[Lane]):
         """What each block's gate does for the label of one image, as :func:`nam.maps.effects` has it, in fp32."""
         raise NotImplementedError
 
-    def chunks(self, places: list[int], *, looks: bool) -> Iterator[list[int]]:
-        """The pieces that a batch is run in: as large as may be, where an engine knows nothing better."""
-        most = self.card.max_batch
-        yield from (places[start : start + most] for start in range(0, len(places), most))
-
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         looking = [i for i, ask in enumerate(asks) if ask.attention and self.card.blocks]
         plain = [i for i in range(len(asks)) if i not in looking]
         answers: dict[int, Answer] = {}
         with self._lane() as (lane, alone):
             for looks, places in ((False, plain), (True, looking)):
-                for chunk in self.chunks(places, looks=looks) if places else ():
+                for chunk in _chunks(places, self.card.max_batch):
                     some = [asks[i] for i in chunk]
                     outputs = self.infer(
                         lane, [ask.pixels for ask in some], looks=looks, alone=alone and len(asks) == 1
@@ -64,10 +59,9 @@ class ArrayEngine(Generic[Lane]):
         kinds = (False, True) if self.card.blocks else (False,)
         calls = [(1, True), *((count, False) for count in batches)]
         for lane, looks, (count, alone) in itertools.product(self._lanes, kinds, calls):
-            for chunk in self.chunks(list(range(count)), looks=looks):
-                outputs = self.infer(lane, [blank] * len(chunk), looks=looks, alone=alone)
-                if not all(np.isfinite(output).all() for output in outputs):
-                    raise EngineError("the warm-up gave numbers that are not finite")
+            outputs = self.infer(lane, [blank] * count, looks=looks, alone=alone)
+            if not all(np.isfinite(output).all() for output in outputs):
+                raise EngineError("the warm-up gave numbers that are not finite")
 
     @contextmanager
     def _lane(self) -> Iterator[tuple[Lane, bool]]:
@@ -108,6 +102,10 @@ class ArrayEngine(Generic[Lane]):
         names = [block.name for block in self.card.blocks]
         effects = dict(zip(names, self.effects(ask.pixels, label), strict=True))
         return tuple(replace(look, effect=effects[look.name]) for look in looks)
+
+
+def _chunks(places: list[int], most: int) -> Iterator[list[int]]:
+    yield from (places[start : start + most] for start in range(0, len(places), most))
 
 
 def _best(probabilities: Floats, k: int) -> NDArray[np.int64]:

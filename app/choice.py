@@ -1,7 +1,7 @@
 """Which engine serves, where, in what precision, and why: one fixed table. tests/bench/RESULTS.md has the measurements.
 
     device                          engine     dtype       because
-    CUDA                            torch      bfloat16    compiled kernels; tensor cores
+    CUDA                            torch      bfloat16    CUDA graphs; tensor cores (not measured yet)
     CPU with bf16 instructions      openvino   bfloat16    fastest at equal accuracy
     any other CPU                   openvino   float32     without such instructions bf16 is emulated
 

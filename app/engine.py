@@ -18,6 +18,10 @@ class EngineError(RuntimeError):
     """The engine cannot start: weights that do not load, a device that is not there, a warm-up that failed."""
 
 
+class EngineFailed(RuntimeError):
+    """The engine raised in another process, whose log says what."""
+
+
 @dataclass(frozen=True)
 class AttentionAsk:
     """Which gates are wanted: of these blocks, so many of the strongest channels, these maps, effects or not."""

@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import schemas
-from app.errors import BadRequest
 from app.services import Services
 from app.serving import serve, timing_headers
+from app.uploads import not_empty
 
 PATH = "/predict"
 _TOP_K = 5
@@ -53,9 +53,7 @@ async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
     state = scope["state"]
     services: Services = state["services"]
     card = services.engine.card
-    image = await _body(receive)
-    if not image:
-        raise BadRequest("The body, or the image in it, is empty.")
+    image = not_empty(await _body(receive))
     served = await serve(services, image, min(_TOP_K, len(card.labels)), state["deadline"])
     body = schemas.to_json(schemas.predict_answer(card, served.done, "en"))
     headers = [

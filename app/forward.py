@@ -44,6 +44,9 @@ class Done:
     model_s: float
 
 
+Outcome = Done | ServiceError
+
+
 def timed_decode(image: bytes, *, size: int, crop: float, max_pixels: int) -> Decoded:
     """Raises what :func:`app.images.decode` does."""
     started = time.monotonic()
@@ -57,7 +60,7 @@ class Run(Protocol):
     @property
     def card(self) -> Card: ...
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Done | ServiceError]: ...
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]: ...
 
     def close(self) -> None: ...
 
@@ -77,7 +80,7 @@ class Forward:
     def close(self) -> None:
         """The engine ends with the process."""
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Done | ServiceError]:
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
         decoded = [self._decoded(job.image) for job in jobs]
         ready = [(job, image) for job, image in zip(jobs, decoded, strict=True) if isinstance(image, Decoded)]
         done = iter(self._run(ready) if ready else ())

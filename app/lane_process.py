@@ -20,20 +20,13 @@ import orjson
 
 from app import logs, wire
 from app.choice import choose, load_engine
-from app.engine import Card, Engine, EngineError
-from app.errors import ServiceError
-from app.forward import Done, Forward, Job, Run
+from app.engine import Card, Engine, EngineError, EngineFailed
+from app.forward import Done, Forward, Job, Outcome, Run
 from app.settings import Settings
 
 logger = logging.getLogger("nam.lane")
 
-Outcome = Done | ServiceError
-
 _MOST_PIECES = 512  # that one call of sendmsg takes; the kernel allows 1024
-
-
-class EngineFailed(RuntimeError):
-    """The engine raised in the lane's process."""
 
 
 class LaneDied(RuntimeError):

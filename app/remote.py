@@ -12,16 +12,12 @@ from typing import Any, cast
 
 from app import wire
 from app.batching import Closed, DeadlineExceeded, QueueFull, Served
-from app.engine import Card
-from app.forward import Job
-from app.services import Lanes, Outcome
+from app.engine import Card, EngineFailed
+from app.forward import Job, Outcome
+from app.services import Lanes
 
 logger = logging.getLogger("nam.remote")
 Future = asyncio.Future[Served[Outcome]]
-
-
-class EngineFailed(RuntimeError):
-    """The engine raised; the log of its process says what."""
 
 
 class RemoteBatcher(asyncio.Protocol):

@@ -14,8 +14,7 @@ from fastapi import Depends, Request
 from app.batching import Batcher, BatchRecord, Served
 from app.board import Load
 from app.engine import Card
-from app.errors import ServiceError
-from app.forward import Done, Job, Run
+from app.forward import Job, Outcome, Run
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -25,7 +24,6 @@ logger = logging.getLogger("nam.services")
 LAST_BATCH_S = 1.0
 
 OpenRun = Callable[[Settings, Callable[[float], None]], Run]
-Outcome = Done | ServiceError
 
 
 class Lanes(Protocol):

@@ -27,9 +27,9 @@ async def read_image(request: Request) -> bytes:
     """The one image of a request. Raises BadRequest, TooManyImages, UnsupportedMediaType."""
     media_type = _media_type(request)
     if media_type.startswith("image/") or media_type == _RAW:
-        return _not_empty(await request.body())
+        return not_empty(await request.body())
     if media_type == _FORM:
-        return _not_empty((await _parts(request, 1))[0])
+        return not_empty((await _parts(request, 1))[0])
     if media_type == _JSON:
         return await _aside(await request.body(), lambda body: _base64(_member(body, "image")))
     raise UnsupportedMediaType(f"Send the image as image/* or {_RAW}, or in {_FORM} or {_JSON}; not as {media_type}.")
@@ -84,14 +84,14 @@ def _list(body: bytes, most: int) -> list[bytes | BadRequest]:
 
 def _member(body: bytes, name: str) -> Any:
     try:
-        return orjson.loads(_not_empty(body))[name]
+        return orjson.loads(not_empty(body))[name]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise BadRequest(f'The body is not a JSON object with a member "{name}".') from error
 
 
 def _base64(text: Any) -> bytes:
     try:
-        return _not_empty(base64.b64decode(text, validate=True))
+        return not_empty(base64.b64decode(text, validate=True))
     except (binascii.Error, TypeError, ValueError) as error:
         raise BadRequest("The image is not a string of standard base64.") from error
 
@@ -103,7 +103,8 @@ def _base64_or_error(text: Any) -> bytes | BadRequest:
         return error
 
 
-def _not_empty(body: bytes) -> bytes:
+def not_empty(body: bytes) -> bytes:
+    """The same bytes. Raises BadRequest where there are none."""
     if not body:
         raise BadRequest("The body, or the image in it, is empty.")
     return body

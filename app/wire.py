@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from app.engine import Answer, AttentionAsk, Block, BlockAttention, Card, Label
 from app.errors import ServiceError, of_code
-from app.forward import Decoded, Done, Job
+from app.forward import Decoded, Done, Job, Outcome
 from app.images import Picture
 
 LENGTHS = struct.Struct(">IQ")
@@ -66,13 +66,13 @@ def take_jobs(told: list[Any], payload: memoryview) -> list[Job]:
     return [_take_job(one, source) for one in told]
 
 
-def put_outcomes(outcomes: Sequence[Done | ServiceError]) -> tuple[list[Any], list[Part]]:
+def put_outcomes(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Part]]:
     """What a head says of outcomes, and the arrays of their attentions. Of pictures only their facts."""
     parts: list[Part] = []
     return [_put_outcome(outcome, parts) for outcome in outcomes], parts
 
 
-def take_outcomes(told: list[Any], payload: memoryview) -> list[Done | ServiceError]:
+def take_outcomes(told: list[Any], payload: memoryview) -> list[Outcome]:
     """The inverse of :func:`put_outcomes`; the pictures are empty."""
     source = _Payload(payload)
     return [_take_outcome(one, source) for one in told]
@@ -128,7 +128,7 @@ def _take_job(told: list[Any], source: _Payload) -> Job:
     return Job(Decoded(Picture(source.array(*pixels), *facts), decode_s), top_k, ask)
 
 
-def _put_outcome(outcome: Done | ServiceError, parts: list[Part]) -> list[Any]:
+def _put_outcome(outcome: Outcome, parts: list[Part]) -> list[Any]:
     if isinstance(outcome, ServiceError):
         return [outcome.code, outcome.detail, outcome.headers]
     picture, answer = outcome.picture, outcome.answer
@@ -137,7 +137,7 @@ def _put_outcome(outcome: Done | ServiceError, parts: list[Part]) -> list[Any]:
     return [facts, outcome.decode_s, outcome.model_s, answer.indices, answer.probabilities, blocks]
 
 
-def _take_outcome(told: list[Any], source: _Payload) -> Done | ServiceError:
+def _take_outcome(told: list[Any], source: _Payload) -> Outcome:
     if isinstance(told[0], str):
         code, detail, headers = told
         return of_code(code)(detail, headers=headers)

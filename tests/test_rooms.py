@@ -23,7 +23,7 @@ APP: dict[str, set[str]] = {
     "docs": set(),
     "engine": set(),
     "errors": set(),
-    "fast": {"errors", "schemas", "services", "serving"},
+    "fast": {"schemas", "services", "serving", "uploads"},
     "flags": set(),
     "forward": {"engine", "errors", "images"},
     "graphs": {"engine", "nam.files"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app import lane_process, wire
-from app.engine import EngineError
+from app.engine import EngineError, EngineFailed
 from app.forward import Done, Forward, Job
 from app.lane_process import LaneDied, ProcessLanes, Stream
 from app.settings import Settings
@@ -108,7 +108,7 @@ def test_calls_side_by_side_have_a_lane_each_and_are_crowded(engines: list[FakeE
 def test_an_engine_that_raises_fails_its_batch_and_lives_on(engines: list[FakeEngine]) -> None:
     lanes = opened(1)
     engines[0].error = RuntimeError("out of memory")
-    with pytest.raises(lane_process.EngineFailed):
+    with pytest.raises(EngineFailed):
         lanes([Job(picture(), 1)])
     assert levels(lanes([Job(picture(75), 1)])) == [75]
     assert len(engines) == 1

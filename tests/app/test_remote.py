@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from app.batching import Batcher, Closed, DeadlineExceeded, QueueFull
-from app.engine import AttentionAsk
+from app.engine import AttentionAsk, EngineFailed
 from app.errors import UnsupportedMediaType
 from app.forward import Forward, Job
-from app.remote import EngineFailed, EngineServer, RemoteBatcher
+from app.remote import EngineServer, RemoteBatcher
 from tests.fakes import CARD, FakeEngine, picture
 
 
