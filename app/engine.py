@@ -24,12 +24,15 @@ class EngineFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class AttentionAsk:
-    """Which gates are wanted: of these blocks, so many of the strongest channels, these maps, effects or not."""
+    """Which gates are wanted: of these blocks, so many of the strongest channels, these maps, the effects of the blocks
+    or not, those of the strongest channels or not, and these further kinds of map."""
 
     blocks: frozenset[str]
     top_channels: int = 8
     maps: Maps = "top"
     effects: bool = False
+    channel_effects: bool = False
+    methods: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Ask:
 class BlockAttention:
     """One block's gates for one image, fp32. ``map``: (H, W), None without maps; ``top``: channels by falling weight;
     ``top_maps``: (len(top), H, W), None without maps; ``channel_maps``: (C, H, W) where all maps were asked for;
-    ``effect``: a difference of logits, None unless asked for."""
+    ``methods``: the further maps asked for by their kind, (H, W), but those that the block has not; ``effect`` and
+    ``top_effects``, (len(top),): differences of logits, None unless asked for."""
 
     name: str
     minimum: float
@@ -58,6 +62,8 @@ class BlockAttention:
     top_maps: Floats | None = None
     channel_maps: Floats | None = None
     effect: float | None = None
+    top_effects: Floats | None = None
+    methods: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -67,9 +73,10 @@ class BlockAttention:
         seen: tuple[Floats, Floats, Floats],
         order: list[int],
         gates: Callable[[list[int]], Floats],
+        methods: dict[str, Floats],
     ) -> "BlockAttention":
         """``seen``: spread (4,), channel means (C,), map (H, W); ``order``: all channels by falling weight; ``gates``:
-        from channels to their gates, (n, H, W), asked only for what is wanted."""
+        from channels to their gates, (n, H, W), asked only for what is wanted; ``methods``: the further maps."""
         spread, channel_mean, map_ = seen
         minimum, maximum, mean, std = spread.tolist()
         top, drawn = order[: ask.top_channels], ask.maps != "none"
@@ -84,6 +91,7 @@ class BlockAttention:
             map=map_ if drawn else None,
             top_maps=gates(top) if drawn else None,
             channel_maps=gates(list(range(len(order)))) if ask.maps == "all" else None,
+            methods=methods,
         )
 
 
@@ -123,7 +131,8 @@ class Block:
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
     the largest batch that pays; ``lanes``: how many calls in parallel pay; ``lanes_decode``: whether they may decode
-    small images too, being on the CPU anyway; ``notes``: what limits the attention;
+    small images too, being on the CPU anyway; ``methods``: the further kinds of map that can be asked for; ``notes``: what
+    limits the attention;
     ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``: the weights' own card and
     the engine's choices, JSON for ``/model``."""
 
@@ -136,6 +145,7 @@ class Card:
     max_batch: int
     lanes: int
     lanes_decode: bool = False
+    methods: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warm_start: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +163,7 @@ class Card:
             max_batch=max_batch,
             lanes=lanes,
             lanes_decode=lanes_decode,
+            methods=tuple(told["methods"]),
             notes=tuple(told["notes"]),
             warm_start=told["warm_start"],
             facts={**told["facts"], **choices},

@@ -9,7 +9,7 @@ convolutions compute in.
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import openvino
 
-from app.array_engine import ArrayEngine, Pixels
+from app.array_engine import ArrayEngine, Indices, Kind, Pixels
 from app.engine import Card, EngineError, Floats
 from app.graphs import graph_of, int8_graph_of
 from nam.files import WeightsError, file_sha256, locate
@@ -37,11 +37,14 @@ _MOST_FLOPS = 16e9
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What a graph is compiled for. ``looks``: the gates too; ``wide``: one image on all cores, else any number on
-    a lane's."""
+    """What a graph is compiled for. ``held``: logits with gates held, in fp32, any number of images on all cores; else
+    ``wide`` says: one image on all cores, or any number on a lane's."""
 
-    looks: bool
+    kind: Kind | Literal["held"]
     wide: bool
+
+
+_HELD = _Shape("held", wide=True)
 
 
 class OpenVINOEngine(ArrayEngine["_Lane"]):
@@ -88,16 +91,11 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         threads, lone_threads = threads or max(1, cores // lanes), lone_threads or threads or cores
         self._narrow, self._wide = _on(lanes, threads), _on(1, lone_threads)
         self._widens = lone_threads > threads
-        compiled = {shape: self._compile(shape, card) for shape in self._shapes(card)}
-        super().__init__(card, [_Lane(compiled, card) for _ in range(lanes)])
-        self._held: openvino.CompiledModel | None = None
-        self._lock_held = threading.Lock()
-        self.warm_up(range(card.max_batch, 0, -1))
-
-    def _shapes(self, card: Card) -> list[_Shape]:
-        """Each takes as much memory as the weights."""
-        kinds, widths = (False, True) if card.blocks else (False,), (False, True) if self._widens else (False,)
-        return [_Shape(looks, wide) for looks in kinds for wide in widths]
+        self._compiled: dict[_Shape, openvino.CompiledModel] = {}
+        self._lock_compiled, self._lock_held = threading.Lock(), threading.Lock()
+        super().__init__(card, [_Lane(self._network, card) for _ in range(lanes)])
+        # What few ask for is compiled when it is first asked for: each takes as much memory as the weights.
+        self.warm_up(range(card.max_batch, 0, -1), ("labels", "gates") if card.blocks else ("labels",))
 
     def _read(self) -> dict[str, Any]:
         """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
@@ -107,28 +105,28 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             raise EngineError(f"{self._file} is damaged: remove it, and it is made again") from error
         return told
 
-    def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
+    def infer(self, lane: "_Lane", images: list[Pixels], kind: Kind, *, alone: bool) -> dict[str, Floats]:
         wide = self._widens and alone and len(images) == 1
-        return lane.infer(_Shape(looks, wide), images)
+        return lane.infer(_Shape(kind, wide), images)
 
-    def effects(self, pixels: Pixels, label: int) -> list[float]:
-        """Compiled when it is first asked for: where it never is, it takes no memory."""
-        hold = np.arange(-1, len(self.card.blocks))
+    def held(self, pixels: Pixels, blocks: Indices, channels: Indices) -> Floats:
+        images = np.broadcast_to(pixels, (len(blocks), *pixels.shape))
         with self._lock_held:
-            if self._held is None:
-                network = _part(self._core.read_model(self._file), ["logits"], held=True)
-                self._held = self._core.compile_model(network, "CPU", {**self._wide, _HINT: "f32"})
-            logits = self._held([np.broadcast_to(pixels, (len(hold), *pixels.shape)), hold])[0]
-        of_label = logits[:, label]
-        effects: list[float] = (of_label[0] - of_label[1:]).tolist()
-        return effects
+            logits: Floats = self._network(_HELD)([images, blocks, channels])[0]
+        return logits
 
-    def _compile(self, shape: _Shape, card: Card) -> openvino.CompiledModel:
-        blocks = card.blocks if shape.looks else ()
-        names = [f"{part}.{block.name}" for block in blocks for part in ("spread", "channel_mean", "map", "gates")]
-        network = _part(self._core.read_model(self._file), ["probabilities", *names])
-        network.reshape(openvino.PartialShape([1 if shape.wide else -1, 3, card.size, card.size]))
+    def _network(self, shape: _Shape) -> openvino.CompiledModel:
+        with self._lock_compiled:
+            if shape not in self._compiled:
+                self._compiled[shape] = self._compile(shape)
+            return self._compiled[shape]
+
+    def _compile(self, shape: _Shape) -> openvino.CompiledModel:
+        network = _part(self._core.read_model(self._file), shape.kind)
         threads = self._wide if shape.wide else self._narrow
+        if shape == _HELD:
+            return self._core.compile_model(network, "CPU", {**threads, _HINT: "f32"})
+        network.reshape(openvino.PartialShape([1 if shape.wide else -1, 3, self.card.size, self.card.size]))
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
 
 
@@ -144,19 +142,26 @@ def _graph(weights: Path, cache: Path, dtype: Dtype) -> Path:
 class _Lane:
     """What one call at a time uses: room for the pixels, and a request for every shape, reading them."""
 
-    def __init__(self, compiled: Mapping[_Shape, openvino.CompiledModel], card: Card) -> None:
+    def __init__(self, network: Callable[[_Shape], openvino.CompiledModel], card: Card) -> None:
         self._pixels = np.zeros((card.max_batch, 3, card.size, card.size), np.uint8)
         self._tensors = [openvino.Tensor(self._pixels[:n], shared_memory=True) for n in range(1, card.max_batch + 1)]
-        self._requests = {shape: model.create_infer_request() for shape, model in compiled.items()}
+        self._network = network
+        self._requests: dict[_Shape, tuple[openvino.InferRequest, list[str]]] = {}
 
-    def infer(self, shape: _Shape, images: list[Pixels]) -> list[Floats]:
+    def infer(self, shape: _Shape, images: list[Pixels]) -> dict[str, Floats]:
         """The outputs, views of memory that the lane's next call overwrites."""
         for i, pixels in enumerate(images):
             self._pixels[i] = pixels
-        request = self._requests[shape]
+        request, names = self._request(shape)
         request.set_input_tensor(self._tensors[len(images) - 1])
         request.infer(share_outputs=True)
-        return [output.data for output in request.output_tensors]
+        return {name: output.data for name, output in zip(names, request.output_tensors, strict=True)}
+
+    def _request(self, shape: _Shape) -> tuple[openvino.InferRequest, list[str]]:
+        if shape not in self._requests:
+            network = self._network(shape)
+            self._requests[shape] = network.create_infer_request(), [port.any_name for port in network.outputs]
+        return self._requests[shape]
 
 
 def _on(streams: int, threads_each: int) -> dict[str, Any]:
@@ -168,14 +173,18 @@ def _on(streams: int, threads_each: int) -> dict[str, Any]:
     }
 
 
-def _part(graph: openvino.Model, outputs: list[str], *, held: bool = False) -> openvino.Model:
-    """The graph with these outputs alone, and without the choice of a held gate unless it is wanted."""
-    inputs = [graph.input("pixels")]
-    if held:
-        inputs.append(graph.input("hold"))
-    else:
+def _part(graph: openvino.Model, kind: str) -> openvino.Model:
+    """The graph with what a call of this kind computes alone, and without the choice of held gates where none is."""
+    inputs = [port for port in graph.inputs if kind == "held" or port.any_name == "pixels"]
+    if kind != "held":
         for choice in [node for node in graph.get_ops() if node.get_type_name() == "Select"]:
             choice.output(0).replace(choice.input_value(2))
-    return openvino.Model(
-        [graph.output(name).get_node() for name in outputs], [parameter.get_node() for parameter in inputs]
-    )
+    outputs = [port for port in graph.outputs if _is_of(kind, port.any_name)]
+    return openvino.Model([port.get_node() for port in outputs], [port.get_node() for port in inputs])
+
+
+def _is_of(kind: str, output: str) -> bool:
+    if kind == "held" or output == "logits":
+        return kind == "held" and output == "logits"
+    further = output.startswith("map_")
+    return output == "probabilities" or kind == "methods" or (kind == "gates" and not further)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.array_engine import ArrayEngine, Pixels
+from app.array_engine import KINDS, ArrayEngine, Indices, Kind, Pixels
 from app.engine import Card, EngineError, Floats
-from nam import maps, weights
+from nam import weights
 from nam.build import place
 from nam.describe import describe
 from nam.files import WeightsError
@@ -71,19 +71,21 @@ class TorchEngine(ArrayEngine["_Lane"]):
         # Effects are small differences of logits: bf16's steps would swallow them.
         self._exact = outputs.network if dtype == "float32" else place(fold(model), on)
         self._lock_exact = threading.Lock()
-        self.warm_up(_buckets(told.max_batch))
+        # All of them: on CUDA a graph must not be captured while another lane computes.
+        self.warm_up(_buckets(told.max_batch), KINDS if told.blocks else KINDS[:1])
 
-    def infer(self, lane: "_Lane", images: list[Pixels], *, looks: bool, alone: bool) -> list[Floats]:
-        return lane.infer(images, looks=looks)
+    def infer(self, lane: "_Lane", images: list[Pixels], kind: Kind, *, alone: bool) -> dict[str, Floats]:
+        return lane.infer(images, kind)
 
     @torch.inference_mode()
-    def effects(self, pixels: Pixels, label: int) -> list[float]:
+    def held(self, pixels: Pixels, blocks: Indices, channels: Indices) -> Floats:
         """In the device's default stream, one caller at a time."""
         with self._lock_exact:
             device = next(self._exact.parameters()).device
-            image, top = torch.from_numpy(pixels).to(device), torch.tensor(label, device=device)
-            effects: list[float] = maps.effects(self._exact, image, top).tolist()
-            return effects
+            image, hold, hold_channel = (torch.tensor(array, device=device) for array in (pixels, blocks, channels))
+            seen = self._exact.look(image.expand(len(hold), -1, -1, -1), hold, hold_channel)
+            logits: Floats = seen.logits.float().cpu().numpy()
+            return logits
 
 
 class _Lane:
@@ -93,9 +95,9 @@ class _Lane:
         self._outputs = outputs
 
     @torch.inference_mode()
-    def infer(self, images: list[Pixels], *, looks: bool) -> list[Floats]:
+    def infer(self, images: list[Pixels], kind: Kind) -> dict[str, Floats]:
         pixels = torch.from_numpy(np.stack(images)).contiguous(memory_format=torch.channels_last)
-        return [output.numpy() for output in _wanted(self._outputs, pixels, looks)]
+        return {name: output.numpy() for name, output in _wanted(self._outputs, pixels, kind).items()}
 
 
 class _CudaLane(_Lane):
@@ -105,36 +107,36 @@ class _CudaLane(_Lane):
         super().__init__(outputs, card)
         self._size, self._buckets = card.size, _buckets(card.max_batch)
         self._stream = torch.cuda.Stream()
-        self._graphs: dict[tuple[int, bool], _Graph] = {}
+        self._graphs: dict[tuple[int, Kind], _Graph] = {}
 
     @torch.inference_mode()
-    def infer(self, images: list[Pixels], *, looks: bool) -> list[Floats]:
+    def infer(self, images: list[Pixels], kind: Kind) -> dict[str, Floats]:
         bucket = min(size for size in self._buckets if size >= len(images))
-        if (bucket, looks) not in self._graphs:
-            self._graphs[bucket, looks] = _Graph(self._outputs, self._stream, bucket, self._size, looks)
-        return [output[: len(images)] for output in self._graphs[bucket, looks](images)]
+        if (bucket, kind) not in self._graphs:
+            self._graphs[bucket, kind] = _Graph(self._outputs, self._stream, bucket, self._size, kind)
+        return {name: output[: len(images)] for name, output in self._graphs[bucket, kind](images).items()}
 
 
 class _Graph:
     """One batch size's forward as one launch, between pixels in pinned memory and numbers in pinned memory."""
 
-    def __init__(self, outputs: Outputs, stream: torch.cuda.Stream, batch: int, size: int, looks: bool) -> None:
+    def __init__(self, outputs: Outputs, stream: torch.cuda.Stream, batch: int, size: int, kind: Kind) -> None:
         self._stream = stream
         self._sent = torch.zeros(batch, 3, size, size, dtype=torch.uint8, pin_memory=True)
         self._pixels = self._sent.cuda().contiguous(memory_format=torch.channels_last)
         for _ in range(3):  # cuDNN chooses its kernels, which a capture must not see
-            self._shapes = [output.shape for output in self._forward(outputs, looks)]
+            self._shapes = {name: output.shape for name, output in self._forward(outputs, kind).items()}
         stream.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
-            flat = torch.cat([output.flatten() for output in _wanted(outputs, self._pixels, looks)])
+            flat = torch.cat([output.flatten() for output in _wanted(outputs, self._pixels, kind).values()])
         self._flat, self._received = flat, torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
 
-    def _forward(self, outputs: Outputs, looks: bool) -> list[Tensor]:
+    def _forward(self, outputs: Outputs, kind: Kind) -> dict[str, Tensor]:
         with torch.cuda.stream(self._stream):
-            return _wanted(outputs, self._pixels, looks)
+            return _wanted(outputs, self._pixels, kind)
 
-    def __call__(self, images: list[Pixels]) -> list[Floats]:
+    def __call__(self, images: list[Pixels]) -> dict[str, Floats]:
         """The outputs for the whole batch size; rows beyond the images are left over. Views of pinned memory."""
         np.stack(images, out=self._sent.numpy()[: len(images)])
         with torch.cuda.stream(self._stream):
@@ -142,15 +144,15 @@ class _Graph:
             self._graph.replay()
             self._received.copy_(self._flat, non_blocking=True)
         self._stream.synchronize()  # releases the GIL
-        ends = np.cumsum([shape.numel() for shape in self._shapes])
+        ends = np.cumsum([shape.numel() for shape in self._shapes.values()])
         parts = np.split(self._received.numpy(), ends[:-1])
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return {name: part.reshape(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
 
 
-def _wanted(outputs: Outputs, pixels: Tensor, looks: bool) -> list[Tensor]:
-    """Probabilities, and where the gates are looked at everything of theirs; the logits stay."""
-    probabilities, _, *rest = outputs(pixels) if looks else outputs.plain(pixels)
-    return [probabilities, *rest]
+def _wanted(outputs: Outputs, pixels: Tensor, kind: Kind) -> dict[str, Tensor]:
+    """What a call of this kind computes; the logits stay."""
+    said = outputs.plain(pixels) if kind == "labels" else outputs.look(pixels, methods=kind == "methods")
+    return {name: output for name, output in said.items() if name != "logits"}
 
 
 def _buckets(most: int) -> list[int]:

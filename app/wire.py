@@ -89,7 +89,9 @@ def put_card(card: Card) -> dict[str, Any]:
 def take_card(told: dict[str, Any]) -> Card:
     labels = tuple(Label(*label) for label in told["labels"])
     blocks = tuple(Block(name, h, w, np.array(weights, np.float32)) for name, h, w, weights in told["blocks"])
-    return Card(**told | {"labels": labels, "blocks": blocks, "notes": tuple(told["notes"])})
+    return Card(
+        **told | {"labels": labels, "blocks": blocks} | {name: tuple(told[name]) for name in ("methods", "notes")}
+    )
 
 
 class _Payload:
@@ -108,9 +110,12 @@ class _Payload:
         return np.frombuffer(self.take(count * np.dtype(kind).itemsize), kind).reshape(shape)
 
 
+_SETS = ("blocks", "methods")  # of an ask for the attention
+
+
 def _put_job(job: Job, parts: list[Part]) -> list[Any]:
     ask = job.attention
-    asked = ask and [sorted(ask.blocks), ask.top_channels, ask.maps, ask.effects]
+    asked = ask and _values(ask) | {name: sorted(getattr(ask, name)) for name in _SETS}
     if isinstance(job.image, bytes):
         parts.append(job.image)
         return [job.top_k, asked, len(job.image)]
@@ -121,7 +126,7 @@ def _put_job(job: Job, parts: list[Part]) -> list[Any]:
 
 def _take_job(told: list[Any], source: _Payload) -> Job:
     top_k, asked, image = told
-    ask = asked and AttentionAsk(frozenset(asked[0]), *asked[1:])
+    ask = asked and AttentionAsk(**asked | {name: frozenset(asked[name]) for name in _SETS})
     if isinstance(image, int):
         return Job(bytes(source.take(image)), top_k, ask)
     *facts, decode_s, pixels = image
@@ -151,14 +156,20 @@ _NO_PIXELS = np.empty((3, 0, 0), np.uint8)
 
 
 def _put_block(block: BlockAttention, parts: list[Part]) -> list[Any]:
-    values = {field.name: getattr(block, field.name) for field in fields(block)}
+    values = _values(block)
+    methods = values.pop("methods")
     arrays = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, np.ndarray)}
-    return [values, {name: _put_array(array, parts) for name, array in arrays.items()}]
+    return [values, *({name: _put_array(array, parts) for name, array in some.items()} for some in (arrays, methods))]
 
 
 def _take_block(told: list[Any], source: _Payload) -> BlockAttention:
-    values, arrays = told
-    return BlockAttention(**(values | {name: source.array(*array) for name, array in arrays.items()}))
+    values, *several = told
+    arrays, methods = ({name: source.array(*array) for name, array in some.items()} for some in several)
+    return BlockAttention(**(values | arrays), methods=methods)
+
+
+def _values(one: BlockAttention | AttentionAsk) -> dict[str, Any]:
+    return {field.name: getattr(one, field.name) for field in fields(one)}
 
 
 def _put_array(array: Array, parts: list[Part]) -> list[Any]:

@@ -168,7 +168,7 @@ def _walk(model: Model, permuted: dict[str, nn.Module], pixels: Tensor) -> tuple
     """The answers int64 (2 * blocks + 1, B), each block's held and permuted, the whole network's last; the gates'
     deviations (blocks,), summed over images. Nothing before a changed block changes, so only the rest runs again."""
     blocks, answers, stds = list(model.blocks()), [], []
-    x, every = model.stem(model.normalize(pixels)), torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+    x, every = model.stem(model.normalize(pixels)), torch.ones(len(pixels), 1, dtype=torch.bool, device=pixels.device)
 
     def answer(x: Tensor, start: int) -> Tensor:
         for _, block in blocks[start:]:

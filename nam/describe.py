@@ -10,7 +10,7 @@ from nam.weights import Card
 
 def describe(model: Model, card: Card) -> dict[str, Any]:
     """The card of loaded weights and the blocks with NAM: name, height and width of the features, channel weights (fp32
-    as Python floats, sum 1). ``notes``: what limits the attention."""
+    as Python floats, sum 1). ``methods``: the further kinds of map; ``notes``: what limits the attention."""
     weights = maps.channel_weights(model)
     sizes = dict(zip((name for name, _ in model.blocks()), block_sizes(card.config), strict=True))
     return {
@@ -20,6 +20,7 @@ def describe(model: Model, card: Card) -> dict[str, Any]:
         "crop": card.crop,
         "sha256": card.sha256,
         "blocks": [[name, *sizes[name], w.tolist()] for name, w in weights.items()],
+        "methods": list(maps.METHODS) if weights else [],
         "notes": [*card.notes, *maps.notes(weights)],
         "warm_start": card.warm_start,
         "facts": {

@@ -1,10 +1,10 @@
 """A weights file -> a graph that OpenVINO runs without torch. ``python -m nam.export WEIGHTS OUT.xml``
 
-The graph is the folded network in fp32 (:mod:`nam.fold`): pixels uint8 (B, 3, S, S) go in, and ``hold`` int64 (B,), the
-block whose gate is held at its mean (-1: none). What comes out is named by :class:`nam.outputs.Outputs`:
-``probabilities``, ``logits``, and ``spread``, ``channel_mean``, ``map`` and ``gates`` of every block, as in
-``map.layer1.0``. Whoever serves takes the outputs that it wants: the rest of the graph is then not computed. What
-:mod:`nam.describe` says of the network travels inside, as JSON, with the operations of one forward (``flops``).
+The graph is the folded network in fp32 (:mod:`nam.fold`): pixels uint8 (B, 3, S, S) go in, and int64 (B,) both,
+``hold``, the block whose gate is held at its mean (-1: none), and ``hold_channel``, which of its channels (-1: all).
+What comes out is named by :class:`nam.outputs.Outputs`. Whoever serves takes the outputs that it wants: the rest of the
+graph is then not computed. What :mod:`nam.describe` says of the network travels inside, as JSON, with the operations of
+one forward (``flops``).
 """
 
 import argparse
@@ -23,19 +23,23 @@ from nam.evaluate import cost
 from nam.outputs import Outputs
 
 DESCRIPTION = "nam"
+_INPUTS = ("pixels", "hold", "hold_channel")
 
 
 @torch.inference_mode()
 def to_openvino(model: Model, card: weights.Card) -> openvino.Model:
     """The graph of a network in eval mode, any batch."""
     outputs, size = Outputs(model).eval(), card.config.size
-    example = (torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.full((2,), -1))
-    shapes = [openvino.PartialShape([-1, 3, size, size]), openvino.PartialShape([-1])]
+    none, any_batch = torch.full((2,), -1), openvino.PartialShape([-1])
+    wanted = len(_INPUTS) if outputs.names else 1
+    example = (torch.zeros(2, 3, size, size, dtype=torch.uint8), none, none)[:wanted]
+    shapes = [openvino.PartialShape([-1, 3, size, size]), any_batch, any_batch][:wanted]
+    names = outputs.look(*example, methods=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about Python numbers that are constants here
-        graph = openvino.convert_model(outputs, example_input=example, input=shapes[: 2 if outputs.names else 1])
-    for output, name in zip(graph.outputs, outputs.output_names(), strict=True):
-        output.get_tensor().set_names({name})
+        graph = openvino.convert_model(outputs, example_input=example, input=shapes)
+    for port, name in zip([*graph.inputs, *graph.outputs], [*_INPUTS[:wanted], *names], strict=True):
+        port.get_tensor().set_names({name})
     told = describe(model, card) | {"flops": cost(model, size)["flops"]}
     graph.set_rt_info(json.dumps(told, ensure_ascii=False), DESCRIPTION)
     return graph

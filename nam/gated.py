@@ -6,6 +6,7 @@ model.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -50,17 +51,35 @@ class GatedBlock(nn.Module):
         return self.join(x, branch if self.attention is None else self.attention(branch))
 
     def forward_with_gate(self, x: Tensor, hold: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The block's output and its gate, fp32 (B, C, H, W). Raises ValueError for a block without NAM.
+        """The block's output and its gate, as :meth:`look` has them."""
+        out, gate, _ = self.look(x, hold)
+        return out, gate
 
-        ``hold``: bool (B,); where true the gate is replaced, channel by channel, by its mean over that image's H x W.
+    def look(self, x: Tensor, hold: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's output; its gate, fp32 (B, C, H, W); and what NAM passes on, the branch times the gate, of the
+        gate's shape in the branch's dtype. Raises ValueError for a block without NAM.
+
+        ``hold``: bool (B, 1) or (B, C); where true the channel's gate is replaced by its mean over that image's H x W.
         """
         if not isinstance(self.attention, NAM):
             raise ValueError("a block without NAM has no gate")
         branch = self.branch(x)
         gate = self.attention.gate(branch)
         if hold is not None:
-            gate = torch.where(hold[:, None, None, None], gate.mean((2, 3), keepdim=True), gate)
-        return self.join(x, branch * gate.to(branch.dtype)), gate
+            gate = torch.where(hold[:, :, None, None], gate.mean((2, 3), keepdim=True), gate)
+        passed = branch * gate.to(branch.dtype)
+        return self.join(x, passed), gate, passed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a forward passes on its way. ``logits``: (B, classes); ``gates``: of every block, fp32 (B, C, H, W);
+    ``passed``: what each block's NAM passes on, of the gates' shapes; ``last``: what the head averages, (B, C, H, W)."""
+
+    logits: Tensor
+    gates: list[Tensor]
+    passed: list[Tensor]
+    last: Tensor
 
 
 class GatedNetwork(nn.Module):
@@ -83,9 +102,22 @@ class GatedNetwork(nn.Module):
         """The blocks by name, first to last."""
         raise NotImplementedError
 
+    def last(self, x: Tensor) -> Tensor:
+        """The last block's output -> what is averaged over pixels, (B, C, H, W)."""
+        return x
+
+    def classify(self, last: Tensor) -> Tensor:
+        """The average over pixels -> logits (B, classes), by ``linear``."""
+        raise NotImplementedError
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer that makes logits."""
+        raise NotImplementedError
+
     def head(self, x: Tensor) -> Tensor:
         """The last block's output -> logits (B, classes)."""
-        raise NotImplementedError
+        return self.classify(self.last(x))
 
     def convolutions(self) -> Iterator[Convolution]:
         """Every convolution that a batch norm follows, but those of an attention."""
@@ -104,13 +136,28 @@ class GatedNetwork(nn.Module):
         return self.head(x)
 
     def forward_with_gates(self, pixels: Tensor, hold: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, classes) and every block's gate, fp32 (B, C, H, W), first block to last.
+        """Logits and gates, as :meth:`look` has them."""
+        seen = self.look(pixels, hold)
+        return seen.logits, seen.gates
+
+    def look(self, pixels: Tensor, hold: Tensor | None = None, hold_channel: Tensor | None = None) -> Seen:
+        """A forward that keeps what it sees. Raises ValueError for a network without NAM.
 
         ``hold``: int64 (B,), the index of the block whose gate is held at its mean, image by image; -1 holds none.
-        Raises ValueError for a network without NAM.
+        ``hold_channel``: int64 (B,), the only channel of that block that is held; -1 (or none given) holds them all.
         """
-        x, gates = self.stem(self.normalize(pixels)), []
+        x, gates, passed = self.stem(self.normalize(pixels)), [], []
         for i, (_, block) in enumerate(self.blocks()):
-            x, gate = block.forward_with_gate(x, None if hold is None else hold == i)
+            held = None if hold is None else (hold == i)[:, None]
+            if held is not None and hold_channel is not None:
+                held = held & _channels(hold_channel, block.channels)
+            x, gate, onward = block.look(x, held)
             gates.append(gate)
-        return self.head(x), gates
+            passed.append(onward)
+        last = self.last(x)
+        return Seen(self.classify(last), gates, passed, last)
+
+
+def _channels(which: Tensor, count: int) -> Tensor:
+    """int64 (B,) -> bool (B, count): the one channel, or all where it is -1."""
+    return (which < 0)[:, None] | (which[:, None] == torch.arange(count, device=which.device))

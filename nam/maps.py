@@ -1,5 +1,6 @@
 """Gates -> what can be said of them: channel weights, statistics, maps, effects. Numbers only; nothing is drawn."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from nam.attention import NAM, ChannelNAM
 from nam.build import Model
+from nam.gated import Seen
 
 # Below this, max(w) * C says that every channel weighs the same: the weights carry no information.
 UNIFORM = 1.01
@@ -46,16 +48,45 @@ def strongest(weights: Tensor) -> Tensor:
     return weights.argsort(descending=True, stable=True)
 
 
-def effects(model: Model, pixels: Tensor, top: Tensor) -> Tensor:
-    """What each block's gate does for one image's answer: fp32 (blocks,).
+def activation(model: Model, seen: Seen) -> dict[int, Tensor]:
+    """Of every block the energy that its NAM passes on: the root mean square over channels of gate times branch."""
+    return {i: passed.float().square().mean(1).sqrt() for i, passed in enumerate(seen.passed)}
 
-    The logit of the class ``top``, minus the same with that block's gate replaced, channel by channel, by its mean over
-    the image's H x W. pixels: (3, S, S); top: int64 (). One forward of a batch of one more than there are blocks.
+
+def class_activation(model: Model, seen: Seen) -> dict[int, Tensor]:
+    """Of the last block what each pixel adds to the best label's logit: the mean over pixels, plus the bias, is it.
+
+    Zhou et al. 2016, arXiv 1512.04150, equation 2, of the features that the network averages.
     """
-    count = sum(1 for _ in model.blocks())
-    hold = torch.arange(-1, count, device=pixels.device)
-    logits, _ = model.forward_with_gates(pixels.expand(count + 1, -1, -1, -1), hold)
-    of_top = logits.float().gather(1, top.expand(count + 1, 1))[:, 0]
+    weights = model.linear.weight[seen.logits.argmax(1)].float()
+    # No matrix product, as in :func:`summarize`.
+    return {len(seen.gates) - 1: (seen.last.float() * weights[:, :, None, None]).sum(1)}
+
+
+# Further kinds of map, from what a forward computes anyway: block by index, fp32 (B, H, W); not every block has each.
+METHODS: dict[str, Callable[[Model, Seen], dict[int, Tensor]]] = {
+    "activation": activation,
+    "class": class_activation,
+}
+
+
+def effects(
+    model: Model, pixels: Tensor, top: Tensor, hold: Tensor | None = None, hold_channel: Tensor | None = None
+) -> Tensor:
+    """What gates do for one image's answer: the logit of the class ``top``, minus the same with a gate replaced, channel
+    by channel, by its mean over the image's H x W. pixels: (3, S, S); top: int64 (). In one batch, one image more than:
+
+    ``hold``, ``hold_channel``: int64 (n,), as :meth:`nam.gated.GatedNetwork.look` has them; none: each block in turn,
+    whole. Returns fp32 (n,).
+    """
+    if hold is None:
+        hold = torch.arange(sum(1 for _ in model.blocks()), device=pixels.device)
+    if hold_channel is None:
+        hold_channel = torch.full_like(hold, -1)
+    none = hold.new_tensor([-1])
+    images = pixels.expand(len(hold) + 1, -1, -1, -1)
+    logits = model.look(images, torch.cat([none, hold]), torch.cat([none, hold_channel])).logits
+    of_top = logits.float()[:, top]
     return of_top[0] - of_top[1:]
 
 

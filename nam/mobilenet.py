@@ -81,6 +81,14 @@ class MobileNetV2(GatedNetwork, tv.MobileNetV2):
         yield from super().convolutions()
         yield self.features[-1], "0", "1"
 
-    def head(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features[-1](x).mean((2, 3)))
+    def last(self, x: Tensor) -> Tensor:
+        wide: Tensor = self.features[-1](x)
+        return wide
+
+    def classify(self, last: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(last.mean((2, 3)))
         return logits
+
+    @property
+    def linear(self) -> nn.Linear:
+        return cast(nn.Linear, self.classifier[-1])

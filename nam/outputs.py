@@ -7,14 +7,13 @@ from nam import maps
 from nam.build import Model
 from nam.fold import fold
 
-PARTS = ("spread", "channel_mean", "map", "gates")
-
 
 class Outputs(nn.Module):
     """The folded network (:func:`nam.fold.fold`). ``names``: of the blocks with NAM.
 
-    Returns probabilities and logits, fp32 (B, classes), and of every block with NAM what
-    :func:`nam.maps.summarize` says, spread (B, 4), channel means (B, C), map (B, H, W), and the gates (B, C, H, W).
+    What it says has names: ``probabilities`` and ``logits``, fp32 (B, classes); of every block with NAM, as in
+    ``map.layer1.0``, what :func:`nam.maps.summarize` says, ``spread`` (B, 4), ``channel_mean`` (B, C), ``map`` (B, H, W),
+    and ``gates`` (B, C, H, W); and the further maps of :data:`nam.maps.METHODS`, as in ``map_activation.layer1.0``.
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
@@ -24,26 +23,39 @@ class Outputs(nn.Module):
         self.network = fold(model, dtype)
         self.shares = nn.ParameterList([nn.Parameter(share, requires_grad=False) for share in shares.values()])
 
-    def forward(self, pixels: Tensor, hold: Tensor | None = None) -> tuple[Tensor, ...]:
-        """pixels: uint8 (B, 3, S, S); ``hold``: as :meth:`nam.gated.GatedNetwork.forward_with_gates` has it."""
+    def forward(
+        self, pixels: Tensor, hold: Tensor | None = None, hold_channel: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """All there is, for an export. pixels: uint8 (B, 3, S, S); the others as :meth:`nam.gated.GatedNetwork.look`
+        has them."""
+        return tuple(self.look(pixels, hold, hold_channel, methods=True).values())
+
+    def look(
+        self,
+        pixels: Tensor,
+        hold: Tensor | None = None,
+        hold_channel: Tensor | None = None,
+        *,
+        methods: bool = False,
+    ) -> dict[str, Tensor]:
+        """By name, without the further maps unless ``methods``."""
         if not self.names:
             return self.plain(pixels)
-        logits, gates = self.network.forward_with_gates(pixels, hold)
-        outputs = _labels(logits)
-        for gate, share in zip(gates, self.shares, strict=True):
-            seen = maps.summarize(gate, share)
-            outputs += (seen.spread, seen.channel_mean, seen.map, gate)
-        return outputs
+        seen = self.network.look(pixels, hold, hold_channel)
+        said = _labels(seen.logits)
+        for name, gate, share in zip(self.names, seen.gates, self.shares, strict=True):
+            summary = maps.summarize(gate, share)
+            said |= {f"spread.{name}": summary.spread, f"channel_mean.{name}": summary.channel_mean}
+            said |= {f"map.{name}": summary.map, f"gates.{name}": gate}
+        for method, drawn in maps.METHODS.items() if methods else ():
+            said |= {f"map_{method}.{self.names[i]}": map_ for i, map_ in drawn(self.network, seen).items()}
+        return said
 
-    def plain(self, pixels: Tensor) -> tuple[Tensor, ...]:
+    def plain(self, pixels: Tensor) -> dict[str, Tensor]:
         """Probabilities and logits alone."""
         return _labels(self.network(pixels))
 
-    def output_names(self) -> list[str]:
-        """Of what ``forward`` returns, in its order."""
-        return ["probabilities", "logits", *(f"{part}.{name}" for name in self.names for part in PARTS)]
 
-
-def _labels(logits: Tensor) -> tuple[Tensor, ...]:
+def _labels(logits: Tensor) -> dict[str, Tensor]:
     logits = logits.float()
-    return logits.softmax(1), logits
+    return {"probabilities": logits.softmax(1), "logits": logits}

@@ -28,7 +28,8 @@ def quantize(graph: Path, pixels: NDArray[np.uint8], target: Path) -> None:
     names = {node.get_any_name() for node in network.inputs}
 
     def feed(image: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
-        given: dict[str, NDArray[np.generic]] = {"pixels": image[None], "hold": np.array([-1])}
+        none = np.array([-1])
+        given: dict[str, NDArray[np.generic]] = {"pixels": image[None], "hold": none, "hold_channel": none}
         return {name: value for name, value in given.items() if name in names}
 
     made = nncf.quantize(

@@ -85,9 +85,13 @@ class _Staged(GatedNetwork):
         yield self, "conv1", "bn1"
         yield from super().convolutions()
 
-    def head(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+    def classify(self, last: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(last), 1))
         return logits
+
+    @property
+    def linear(self) -> nn.Linear:
+        return self.fc
 
 
 class ResNet(_Staged, tv.ResNet):

@@ -31,6 +31,7 @@ CARD = Card(
     sha256="5" * 64,
     max_batch=8,
     lanes=1,
+    methods=("activation", "class"),
     notes=("uniform channel weights in layer2.0",),
     facts={"metrics": {}, "device": "none", "dtype": "float32", "engine": "fake", "reason": "a test"},
 )
@@ -80,6 +81,8 @@ def _look(block: Block, ask: Ask) -> BlockAttention:
         top_maps=None if want.maps == "none" else gates[top],
         channel_maps=gates if want.maps == "all" else None,
         effect=0.5 if want.effects else None,
+        top_effects=np.linspace(0.25, -0.25, len(top), dtype=np.float32) if want.channel_effects else None,
+        methods={method: gates[0] for method in want.methods if method != "class" or block is CARD.blocks[-1]},
     )
 
 

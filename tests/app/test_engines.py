@@ -35,6 +35,8 @@ CONFIG = ModelConfig("resnet20", 7, 32, weighting="unit-mean")
 WITHOUT = "the network has no NAM: there are no gates to show"
 ROOT = Path(__file__).parents[2]
 
+METHODS = ({"class", "activation"}, {"class"}, {"activation"})
+
 Start = Callable[..., Engine]
 
 
@@ -206,6 +208,48 @@ def test_effects_are_those_of_the_maps_module(engine: Engine, file: str) -> None
     assert expected.abs().max() > 1e-3
 
 
+def test_effects_of_channels_are_those_of_the_maps_module(engine: Engine, file: str) -> None:
+    """32 of them, of two blocks: more than one batch."""
+    model, _ = weights.load(file)
+    (pixels,) = images(1)
+    ask = AttentionAsk(frozenset({"layer1.2", "layer3.0"}), 16, "none", effects=True, channel_effects=True)
+    blocks = engine([Ask(pixels, 1, ask)])[0].blocks
+    hold, channels = torch.tensor([2] * 17 + [6] * 17), torch.tensor([-1, *blocks[0].top, -1, *blocks[1].top])
+    with torch.inference_mode():
+        tensor = torch.from_numpy(pixels)
+        expected = maps.effects(model, tensor, model(tensor[None])[0].argmax(), hold, channels)
+    got = [effect for block in blocks for effect in (block.effect, *block.top_effects)]
+    assert got == pytest.approx(expected.tolist(), abs=1e-5)
+    assert expected.abs().max() > 1e-3
+
+
+def test_effects_of_channels_cost_no_forward_for_what_was_not_asked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, sizes = engine.held, []
+    monkeypatch.setattr(engine, "held", lambda *a: sizes.append(len(a[1])) or held(*a))
+    two = frozenset({"layer1.2", "layer3.0"})
+    for ask in (AttentionAsk(two, 3, "none", effects=True), AttentionAsk(two, 3, "none", channel_effects=True)):
+        engine([Ask(images(1)[0], 1, ask)])
+    engine([Ask(images(1)[0], 1, look(engine, top_channels=2, channel_effects=True, effects=True))])
+    assert sizes == [3, 7, 16, 12]
+
+
+def test_the_further_maps_are_those_of_the_maps_module(engine: Engine, file: str) -> None:
+    model, _ = weights.load(file)
+    pixels = images(3)
+    with torch.inference_mode():
+        seen = model.look(torch.from_numpy(np.stack(pixels)))
+        maps_of = {method: drawn(model, seen) for method, drawn in maps.METHODS.items()}
+    assert engine.card.methods == tuple(maps.METHODS)
+    asks = [Ask(p, 1, look(engine, methods=frozenset(wanted))) for p, wanted in zip(pixels, METHODS, strict=True)]
+    for i, (answer, wanted) in enumerate(zip(engine(asks), METHODS, strict=True)):
+        for j, block in enumerate(answer.blocks):
+            assert set(block.methods) == {method for method in wanted if j in maps_of[method]}
+            for method, map_ in block.methods.items():
+                assert np.allclose(map_, maps_of[method][j][i], rtol=1e-4, atol=1e-5)
+
+
 def test_effects_are_those_of_the_label_that_is_shown(start: Start, file: str, tmp_path: Path) -> None:
     """For this image all labels are as good as equal: the best one in bf16 is hardly ever fp32's."""
     (model, card), (pixels,) = weights.load(file), images(1)
@@ -343,15 +387,16 @@ def test_the_largest_batch_follows_the_operations_of_an_image(
         assert openvino(cache, file, lanes=1).card.max_batch == most
 
 
-def test_the_network_of_the_effects_is_compiled_when_it_is_first_asked_for(cache: Path, file: str) -> None:
+def test_what_few_ask_for_is_compiled_when_it_is_first_asked_for(cache: Path, file: str) -> None:
     engine = openvino(cache, file, lanes=1)
     engine([Ask(images(1)[0], 5, look(engine))])
-    assert engine._held is None
-    engine([Ask(images(1)[0], 5, look(engine, effects=True))])
-    compiled = engine._held
-    engine([Ask(images(1)[0], 5, look(engine, effects=True))])
-    assert compiled is not None
-    assert engine._held is compiled
+    kinds = {shape.kind for shape in engine._compiled}
+    assert kinds == {"labels", "gates"}
+    engine([Ask(images(1)[0], 5, look(engine, effects=True, methods=frozenset({"class"})))])
+    compiled = dict(engine._compiled)
+    engine([Ask(images(1)[0], 5, look(engine, channel_effects=True, methods=frozenset({"activation"})))])
+    assert {shape.kind for shape in compiled} == {"labels", "gates", "held", "methods"}
+    assert engine._compiled == compiled
 
 
 def test_serving_with_it_imports_no_torch(cache: Path, file: str) -> None:

@@ -13,7 +13,8 @@ from app.forward import Decoded, Done, Job
 from app.images import Picture
 from tests.fakes import CARD, FakeEngine
 
-LOOK = AttentionAsk(frozenset({"layer1.0", "layer2.0"}), 2, "all", effects=True)
+BOTH = frozenset({"layer1.0", "layer2.0"})
+LOOK = AttentionAsk(BOTH, 2, "all", effects=True, channel_effects=True, methods=frozenset({"class", "activation"}))
 PIXELS = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
 
 
@@ -23,6 +24,8 @@ def same(one: object, other: object) -> bool:
         return one.dtype == other.dtype and np.array_equal(one, other)
     if hasattr(one, "__dataclass_fields__"):
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other

@@ -38,20 +38,25 @@ def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
 
 
-def run(graph: openvino.Model, images: np.ndarray, hold: list[int] | None = None) -> dict[str, np.ndarray]:
+def run(
+    graph: openvino.Model, images: np.ndarray, hold: list[int] | None = None, channel: list[int] | None = None
+) -> dict[str, np.ndarray]:
     compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    inputs = [images, np.array(hold or [-1] * len(images))][: len(graph.inputs)]
+    none = [-1] * len(images)
+    inputs = [images, np.array(hold or none), np.array(channel or none)][: len(graph.inputs)]
     return {output.any_name: array for output, array in compiled(inputs).items()}
 
 
 def expected(model: Model, images: np.ndarray) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        logits, gates = model.forward_with_gates(torch.from_numpy(images))
-        found = {"probabilities": logits.softmax(1), "logits": logits}
-        for (name, w), gate in zip(maps.channel_weights(model).items(), gates, strict=True):
-            seen = maps.summarize(gate, w)
-            found |= {f"spread.{name}": seen.spread, f"channel_mean.{name}": seen.channel_mean}
-            found |= {f"map.{name}": seen.map, f"gates.{name}": gate}
+        seen, weights = model.look(torch.from_numpy(images)), maps.channel_weights(model)
+        found = {"probabilities": seen.logits.softmax(1), "logits": seen.logits}
+        for (name, w), gate in zip(weights.items(), seen.gates, strict=True):
+            said = maps.summarize(gate, w)
+            found |= {f"spread.{name}": said.spread, f"channel_mean.{name}": said.channel_mean}
+            found |= {f"map.{name}": said.map, f"gates.{name}": gate}
+        for method, drawn in maps.METHODS.items():
+            found |= {f"map_{method}.{list(weights)[i]}": map_ for i, map_ in drawn(model, seen).items()}
     return found
 
 
@@ -61,14 +66,16 @@ def test_every_output_is_the_networks_under_its_name(small: Exported, batch: int
     got, wanted = run(graph, pixels(batch)), expected(model, pixels(batch))
     assert list(got) == list(wanted)
     for name, array in got.items():
-        atol = 2e-5 if name.startswith("gates") else 1e-5  # fp32's roundings add up: torch's folded gates are as far
-        np.testing.assert_allclose(array, wanted[name], rtol=0, atol=atol, err_msg=name, strict=True)
+        # Fp32's roundings add up: torch's folded gates are as far. Features are no shares of one.
+        atol = 2e-5 if name.startswith("gates") else 1e-5
+        rtol = 1e-5 if name.startswith("map_") else 0
+        np.testing.assert_allclose(array, wanted[name], rtol=rtol, atol=atol, err_msg=name, strict=True)
 
 
 def test_inputs_and_outputs_take_any_batch_and_nothing_else_is_open(small: Exported) -> None:
     *_, graph = small
     shapes = {port.any_name: str(port.partial_shape) for port in (*graph.inputs, *graph.outputs)}
-    assert (shapes["pixels"], shapes["hold"]) == ("[?,3,32,32]", "[?]")
+    assert (shapes["pixels"], shapes["hold"], shapes["hold_channel"]) == ("[?,3,32,32]", "[?]", "[?]")
     assert (shapes["probabilities"], shapes["logits"]) == ("[?,7]", "[?,7]")
     assert [shapes[f"{part}.layer2.0"] for part in ("spread", "channel_mean", "map", "gates")] == [
         *("[?,4]", "[?,32]", "[?,16,16]", "[?,32,16,16]")
@@ -84,6 +91,19 @@ def test_holding_a_gate_gives_the_effects(small: Exported) -> None:
     logits = run(graph, np.repeat(image[None], 10, 0), [-1, *range(9)])["logits"][:, top]
     np.testing.assert_allclose(logits[0] - logits[1:], effects, rtol=0, atol=1e-5)
     assert effects.abs().min() > 5e-4
+
+
+def test_holding_one_channel_gives_its_effect(small: Exported) -> None:
+    model, _, graph = small
+    (image,) = pixels(1)
+    hold, channel = [-1, 2, 2, 7, 7], [-1, 0, 15, 3, -1]
+    with torch.inference_mode():
+        tensor = torch.from_numpy(image)
+        top = model(tensor[None])[0].argmax()
+        effects = maps.effects(model, tensor, top, torch.tensor(hold[1:]), torch.tensor(channel[1:]))
+    logits = run(graph, np.repeat(image[None], 5, 0), hold, channel)["logits"][:, top]
+    np.testing.assert_allclose(logits[0] - logits[1:], effects, rtol=0, atol=1e-5)
+    assert effects.abs().min() > 1e-4
 
 
 def test_a_held_gate_is_of_its_own_image_alone(small: Exported) -> None:

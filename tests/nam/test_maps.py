@@ -7,6 +7,7 @@ from nam import maps
 from nam.build import ModelConfig, build
 from nam.fold import fold
 from tests.nam.test_attention import scrambled
+from tests.nam.test_mobilenet import lively
 
 
 def test_channel_weights_sum_to_one_whatever_the_weighting() -> None:
@@ -50,6 +51,52 @@ def test_effects_are_differences_of_the_top_logit() -> None:
     assert effects.shape == (9,)
     assert effects[4].item() == pytest.approx((logits.max() - held[0, logits.argmax()]).item(), abs=1e-5)
     assert effects.abs().max() > 1e-3
+
+
+def test_a_channels_effect_is_that_of_its_gate_alone_held() -> None:
+    """Beside the network a block of which is written out: the branch, its gate with one channel replaced, the rest."""
+    torch.manual_seed(0)
+    model = lively(build(ModelConfig("resnet20", 6, 32, weighting="unit-mean")))
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        top = model(pixels[None])[0].argmax()
+        blocks, x = [block for _, block in model.blocks()], model.stem(model.normalize(pixels[None]))
+        for block in blocks[:4]:
+            x = block(x)
+        branch = blocks[4].branch(x)
+        gate = blocks[4].attention.gate(branch)
+        gate[:, 9] = gate[:, 9].mean()
+        x = blocks[4].join(x, branch * gate)
+        for block in blocks[5:]:
+            x = block(x)
+        expected = model(pixels[None])[0, top] - model.head(x)[0, top]
+        (effect,) = maps.effects(model, pixels, top, torch.tensor([4]), torch.tensor([9]))
+    assert effect.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert abs(expected) > 1e-4
+
+
+@pytest.mark.parametrize("config", [ModelConfig("resnet20", 6, 32), ModelConfig("mobilenetv2", 6, 32, stem="cifar")])
+def test_the_class_map_adds_up_to_the_logit(config: ModelConfig) -> None:
+    model = lively(build(config))
+    with torch.inference_mode():
+        seen = model.look(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+        ((block, map_),) = maps.class_activation(model, seen).items()
+    top, best = seen.logits.max(1)
+    assert block == len(seen.gates) - 1
+    assert map_.shape == (4, *seen.gates[-1].shape[2:])
+    torch.testing.assert_close(map_.mean((1, 2)) + model.linear.bias[best], top, rtol=1e-5, atol=1e-5)
+    assert map_.std((1, 2)).min() > 1e-3
+
+
+def test_the_activation_map_is_the_energy_of_what_each_gate_passes_on() -> None:
+    model = scrambled(build(ModelConfig("resnet20", 6, 32)))
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        drawn = maps.activation(model, model.look(pixels))
+        first = model.layer1[0]
+        attended = first.attention(first.branch(model.stem(model.normalize(pixels))))
+    torch.testing.assert_close(drawn[0], sum(attended[:, c] ** 2 for c in range(16)).div(16).sqrt())
+    assert [tuple(drawn[i].shape) for i in range(9)] == [(2, 32, 32)] * 3 + [(2, 16, 16)] * 3 + [(2, 8, 8)] * 3
 
 
 def test_missing_and_uniform_weights_are_said() -> None:
