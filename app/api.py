@@ -3,6 +3,8 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -10,8 +12,9 @@ from fastapi.responses import Response
 
 from app import errors, schemas
 from app.engine import AttentionAsk, Card
+from app.render import FORMS, ask_for, render
 from app.services import Alive, Services
-from app.serving import Served, serve, timing_headers
+from app.serving import Served, in_pool, serve, timing_headers
 from app.uploads import read_image, read_images
 
 logger = logging.getLogger("nam.api")
@@ -22,6 +25,9 @@ router = APIRouter()
 WORK = ("/predict", "/predict/batch", "/attention")
 
 TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
+# Forwards of one image that one request for effects may take.
+_MOST_HELD = 256
+
 Lang = Annotated[schemas.Language | None, Query(description="The labels' language; else Accept-Language.")]
 
 
@@ -78,8 +84,17 @@ async def predict_batch(request: Request, services: Alive, top_k: TopK = 5, lang
     )
 
 
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media_type: _BYTES for form, media_type in FORMS.items() if form != "json"}}
+}
+
+
 @router.post(
-    "/attention", response_model=schemas.AttentionAnswer, responses=_WORK_PROBLEMS, openapi_extra=_body(several=False)
+    "/attention",
+    response_model=schemas.AttentionAnswer,
+    responses=_FORMS | _WORK_PROBLEMS,
+    openapi_extra=_body(several=False),
 )
 async def attention(
     request: Request,
@@ -88,19 +103,29 @@ async def attention(
     lang: Lang = None,
     block: Annotated[list[str] | None, Query(description="Blocks to answer with, by name; default all.")] = None,
     top_channels: Annotated[int, Query(ge=0, description="How many of the strongest channels.")] = 8,
-    maps: Annotated[Literal["none", "top", "all"], Query(description="Which maps to answer with.")] = "top",
+    maps: Annotated[
+        Literal["none", "top", "all"], Query(description="Which maps to answer with; npz has all.")
+    ] = "top",
     effects: Annotated[
-        bool, Query(description="Each block's effect on the top class; costs a further forward.")
+        bool, Query(description="Each block's effect on the top class; costs a forward for each.")
     ] = False,
-    format: Annotated[str | None, Query(description="`json`; beats Accept.")] = None,
+    channel_effects: Annotated[
+        bool, Query(description="The effect of each of the strongest channels; costs a forward for each.")
+    ] = False,
+    method: Annotated[list[str] | None, Query(description="Further kinds of map; GET /model lists them.")] = None,
+    format: Annotated[str | None, Query(description="`json`, `png` or `npz`; beats Accept.")] = None,
 ) -> Response:
-    """One image's labels and, block by block, its NAM gates: weights, statistics, maps."""
-    _negotiate(request, format)
-    k = _top_k(request, services, top_k)
-    ask = AttentionAsk(_blocks(services.engine.card, block), top_channels, maps, effects)
-    served = await serve(services, await read_image(request), k, request.state.deadline, ask)
-    answer = schemas.attention_answer(services.engine.card, served.done, _language(request, lang))
-    return _answer(answer, [served])
+    """One image's labels and, block by block, its NAM gates: weights, statistics, maps; as JSON, as a picture or as
+    NumPy's arrays."""
+    card, form, k = services.engine.card, _form(request, format), _top_k(request, services, top_k)
+    chosen = frozenset(_known("method", card.methods, method))
+    ask = AttentionAsk(_blocks(card, block), top_channels, maps, effects, channel_effects, chosen)
+    _check(card, ask, form)
+    image, deadline = await read_image(request), request.state.deadline
+    served = await serve(services, image, k, deadline, ask_for(form, ask))
+    language, most = _language(request, lang), services.settings.max_pixels
+    body = await in_pool(services, partial(render, form, card, served.done, image, language, most), deadline)
+    return Response(body, 200, {"Vary": "Accept, Accept-Language", **timing_headers([served])}, FORMS[form])
 
 
 @router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=_problems(401))
@@ -181,18 +206,43 @@ def _top_k(request: Request, services: Services, top_k: int) -> int:
 
 def _blocks(card: Card, asked: list[str] | None) -> frozenset[str]:
     known = [block.name for block in card.blocks]
-    unknown = sorted(set(asked or ()) - set(known))
-    if unknown:
-        raise errors.BadParameter(f"block is one of {', '.join(known)}." if known else "The network has no NAM blocks.")
-    return frozenset(asked or known)
+    return frozenset(_known("block", known, asked) or known)
 
 
-def _negotiate(request: Request, asked: str | None) -> None:
-    """Raises NotAcceptable where the answer may not be JSON; the most specific range of Accept decides."""
+def _known(name: str, known: Sequence[str], asked: list[str] | None) -> list[str]:
+    """What was asked for. Raises BadParameter where some of it is not known."""
+    if not set(asked or ()) <= set(known):
+        raise errors.BadParameter(
+            f"{name} is one of {', '.join(known)}." if known else "The network has no NAM blocks."
+        )
+    return asked or []
+
+
+def _check(card: Card, ask: AttentionAsk, form: str) -> None:
+    """Raises BadParameter for what cannot be, or would take too long."""
+    if form == "png" and ask.maps == "none":
+        raise errors.BadParameter("A picture shows maps: maps is top or all, or format is another.")
+    channels = sum(min(ask.top_channels, block.channels) for block in card.blocks if block.name in ask.blocks)
+    if ask.channel_effects and channels > _MOST_HELD:
+        raise errors.BadParameter(
+            f"channel_effects takes a forward for each channel, here {channels}; at most {_MOST_HELD}: "
+            "ask for fewer top_channels, or name blocks."
+        )
+
+
+def _form(request: Request, asked: str | None) -> str:
+    """The query's, else the best that Accept allows, its most specific range deciding. Raises NotAcceptable."""
     ranges = dict(_weighted(request, "accept")) or {"*/*": 1.0}
-    quality = next((ranges[name] for name in ("application/json", "application/*", "*/*") if name in ranges), 0.0)
-    if asked != "json" and (asked is not None or quality <= 0):
-        raise errors.NotAcceptable("The attention is answered as application/json.")
+
+    def quality(form: str) -> float:
+        names = (FORMS[form], FORMS[form].partition("/")[0] + "/*", "*/*")
+        return next((ranges[name] for name in names if name in ranges), 0.0)
+
+    best = asked or max(FORMS, key=quality)
+    if best not in FORMS or (asked is None and quality(best) <= 0):
+        told = ", ".join(f"{media_type} (format={form})" for form, media_type in FORMS.items())
+        raise errors.NotAcceptable(f"The attention is answered as {told}.", headers={"Vary": "Accept"})
+    return best
 
 
 def _language(request: Request, asked: schemas.Language | None) -> schemas.Language:

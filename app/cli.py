@@ -4,7 +4,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from app.engine import AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
 from app.forward import Done, Forward, Job, Run
-from app.images import decode
 from app.model_commands import add_model_commands
-from app.schemas import Language, attention_answer, predict_answer, to_json
+from app.render import FORMS, ask_for, render
+from app.schemas import predict_answer
 from app.settings import Settings, unknown_variables
 
 
@@ -82,18 +82,45 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def attention(arguments: argparse.Namespace) -> int:
+    output, form = _destination(arguments)
     settings = _settings(arguments)
     engine = load_engine(settings)
     data = arguments.image.read_bytes()
-    ask = AttentionAsk(frozenset(block.name for block in engine.card.blocks), effects=arguments.effects)
-    done = _answer(engine, data, settings, 5, ask)
-    # The picture's font has no Chinese.
-    written: Language = "en" if arguments.output.suffix == ".png" else arguments.lang
-    content = attention_answer(engine.card, done, written)
-    arguments.output.write_bytes(_WRITERS[arguments.output.suffix](content, data, engine, settings))
+    ask = AttentionAsk(
+        frozenset(block.name for block in engine.card.blocks),
+        effects=arguments.effects,
+        channel_effects=arguments.channel_effects,
+        methods=frozenset(_known(engine.card.methods, arguments.method)),
+    )
+    done = _answer(engine, data, settings, 5, ask_for(form, ask))
+    written = render(form, engine.card, done, data, arguments.lang, settings.max_pixels)
+    if output is None:
+        sys.stdout.buffer.write(written)
+        return 0
+    output.write_bytes(written)
     print(_table(arguments.image, predict_answer(engine.card, done, arguments.lang)))
-    print(f"wrote {arguments.output}", file=sys.stderr)
+    print(f"wrote {output}", file=sys.stderr)
     return 0
+
+
+def _destination(arguments: argparse.Namespace) -> tuple[Path | None, str]:
+    """A file, or None for stdout, and the form. Raises ValueError where neither says which form."""
+    output: Path | None = arguments.output
+    ending = "" if output is None else output.suffix.removeprefix(".").lower()
+    form = arguments.format or (ending or "png")
+    if form not in FORMS:
+        raise ValueError(
+            f"{output}: the name ends in {', '.join(f'.{form}' for form in FORMS)}, or --format says which"
+        )
+    if output is None and sys.stdout.isatty():
+        return Path(f"{arguments.image.stem}.attention.{form}"), form
+    return (None if output == Path("-") else output), form
+
+
+def _known(methods: Sequence[str], asked: list[str]) -> list[str]:
+    if not set(asked) <= set(methods):
+        raise ValueError(f"--method is one of {', '.join(methods)}" if methods else "the network has no NAM blocks")
+    return asked
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -128,20 +155,6 @@ def _answer(engine: Engine, data: bytes, settings: Settings, top_k: int, ask: At
     return outcome
 
 
-def _as_json(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
-    return to_json(content)
-
-
-def _as_png(content: dict[str, Any], data: bytes, engine: Engine, settings: Settings) -> bytes:
-    from nam.figure import PHOTO, draw
-
-    photo = decode(data, size=PHOTO, crop=engine.card.crop, max_pixels=settings.max_pixels)
-    return draw(photo.pixels, content)
-
-
-_WRITERS: dict[str, Callable[[dict[str, Any], bytes, Engine, Settings], bytes]] = {".json": _as_json, ".png": _as_png}
-
-
 def _table(path: Path, content: dict[str, Any]) -> str:
     rows = [f"  {p['probability']:6.1%}  {p['label']}  ({p['class_id']})" for p in content["predictions"]]
     return "\n".join([str(path), *rows, *(f"  note: {note}" for note in content.get("notes", []))])
@@ -158,13 +171,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     """The environment's settings, and above them the flags that were given."""
     given = {name: getattr(arguments, name, None) for name in ("host", "port", "workers", "weights", "device")}
     return Settings(**{name: value for name, value in given.items() if value is not None})
-
-
-def _output(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in _WRITERS:
-        raise argparse.ArgumentTypeError(f"{text}: the name ends in {' or '.join(_WRITERS)}")
-    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,7 +207,15 @@ def _add_answers(commands: Any) -> None:
     _add_engine(added)
     added = command(commands, attention, "the NAM weight maps of an image, as a picture or as numbers")
     added.add_argument("image", type=Path, metavar="IMAGE")
-    added.add_argument("-o", "--output", type=_output, required=True, help="a file that ends in .png or .json")
+    written = "a file; - is stdout; without it stdout too, or IMAGE.attention.png here where stdout is a terminal"
+    added.add_argument("-o", "--output", type=Path, help=written)
+    added.add_argument("--format", choices=list(FORMS), help="else by the ending of the output's name, else png")
     added.add_argument("--effects", action="store_true", help="also what each block's gate does for the top label")
+    added.add_argument(
+        "--channel-effects", action="store_true", help="also what the strongest channels' gates do for it"
+    )
+    added.add_argument(
+        "--method", action="append", default=[], help="a further kind of map, such as activation or class"
+    )
     added.add_argument("--lang", choices=["en", "zh"], default="en", help="the labels' language")
     _add_engine(added)

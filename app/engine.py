@@ -131,10 +131,9 @@ class Block:
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
     the largest batch that pays; ``lanes``: how many calls in parallel pay; ``lanes_decode``: whether they may decode
-    small images too, being on the CPU anyway; ``methods``: the further kinds of map that can be asked for; ``notes``: what
-    limits the attention;
-    ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``: the weights' own card and
-    the engine's choices, JSON for ``/model``."""
+    small images too, being on the CPU anyway; ``methods``: the further kinds of map that can be asked for; ``notes``:
+    what limits the attention; ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``:
+    the weights' own card and the engine's choices, JSON for ``/model``."""
 
     name: str
     labels: tuple[Label, ...]

@@ -73,18 +73,22 @@ class Gates(_Exact):
 
 
 class ChannelMap(_Exact):
-    """One channel: its weight, its gate's mean, and its gate, H x W (null without maps)."""
+    """One channel: its weight, its gate's mean, its gate, H x W (null without maps), and its effect: the block's, were
+    this channel's gate alone held (null unless asked for)."""
 
     channel: int
     weight: float
     gate_mean: float
     map: list[list[float]] | None
+    effect: float | None
 
 
 class BlockAnswer(_Exact):
     """One block. ``weights``: |gamma_c| / sum |gamma|; ``map``: sum over c of w_c * gate_c, H x W (null without maps);
     ``effect``: the top class's logit, minus the same with this block's gate held at its mean over the image, channel by
-    channel (null unless asked for); ``channel_maps``: every channel's gate, C x H x W, with ``maps=all`` only."""
+    channel (null unless asked for); ``channel_maps``: every channel's gate, C x H x W, with ``maps=all`` only;
+    ``map_activation`` and ``map_class``, H x W, with ``method`` only: the energy of what NAM passes on, the root mean
+    square over channels of gate times feature; of the last block, what each pixel adds to the top class's logit."""
 
     name: str
     channels: int
@@ -96,6 +100,8 @@ class BlockAnswer(_Exact):
     effect: float | None
     top_channels: list[ChannelMap]
     channel_maps: list[list[list[float]]] | None = None
+    map_activation: list[list[float]] | None = None
+    map_class: list[list[float]] | None = None
 
 
 class AttentionAnswer(PredictAnswer):
@@ -125,6 +131,7 @@ class ModelAnswer(BaseModel):
     blocks: list[dict[str, Any]]
     labels: list[dict[str, str]]
     sha256: str
+    methods: list[str]
     metrics: dict[str, Any]
     device: str
     dtype: str
@@ -192,11 +199,14 @@ def _block_answer(shape: Block, seen: BlockAttention) -> dict[str, Any]:
                 "weight": shape.weights[channel],
                 "gate_mean": seen.channel_mean[channel],
                 "map": None if seen.top_maps is None else seen.top_maps[i],
+                "effect": None if seen.top_effects is None else seen.top_effects[i],
             }
             for i, channel in enumerate(seen.top)
         ],
     }
-    return answer if seen.channel_maps is None else {**answer, "channel_maps": seen.channel_maps}
+    further = {f"map_{method}": map_ for method, map_ in seen.methods.items()}
+    every = {} if seen.channel_maps is None else {"channel_maps": seen.channel_maps}
+    return {**answer, **further, **every}
 
 
 def weights_answer(card: Card) -> dict[str, Any]:
@@ -218,6 +228,7 @@ def model_answer(card: Card) -> dict[str, Any]:
         "sha256": card.sha256,
         "max_batch": card.max_batch,
         "lanes": card.lanes,
+        "methods": list(card.methods),
         "notes": list(card.notes),
         **card.facts,
     }

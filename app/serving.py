@@ -2,14 +2,18 @@
 forward; what fails in it is ours."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from app import batching, errors
 from app.engine import AttentionAsk
 from app.forward import Decoded, Done, Job, timed_decode
 from app.images import is_quick
 from app.services import Services
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +46,13 @@ async def serve(
 
 
 async def _decoded(services: Services, image: bytes, deadline: float) -> Decoded:
-    """In a thread of the pool."""
     card, settings = services.engine.card, services.settings
     work = partial(timed_decode, image, size=card.size, crop=card.crop, max_pixels=settings.max_pixels)
+    return await in_pool(services, work, deadline)
+
+
+async def in_pool(services: Services, work: Callable[[], T], deadline: float) -> T:
+    """In a thread of the pool. Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout_at(deadline):
             return await asyncio.get_running_loop().run_in_executor(services.decoders, work)

@@ -74,7 +74,7 @@ class GatedBlock(nn.Module):
 @dataclass(frozen=True)
 class Seen:
     """What a forward passes on its way. ``logits``: (B, classes); ``gates``: of every block, fp32 (B, C, H, W);
-    ``passed``: what each block's NAM passes on, of the gates' shapes; ``last``: what the head averages, (B, C, H, W)."""
+    ``passed``: what each block's NAM passes on, of the gates' shapes; ``last``: what the head averages, 4-d too."""
 
     logits: Tensor
     gates: list[Tensor]

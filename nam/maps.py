@@ -73,11 +73,11 @@ METHODS: dict[str, Callable[[Model, Seen], dict[int, Tensor]]] = {
 def effects(
     model: Model, pixels: Tensor, top: Tensor, hold: Tensor | None = None, hold_channel: Tensor | None = None
 ) -> Tensor:
-    """What gates do for one image's answer: the logit of the class ``top``, minus the same with a gate replaced, channel
-    by channel, by its mean over the image's H x W. pixels: (3, S, S); top: int64 (). In one batch, one image more than:
+    """What gates do for one image's answer, fp32 (n,): the logit of the class ``top``, minus the same with a gate
+    replaced, channel by channel, by its mean over the image's H x W. pixels: (3, S, S); top: int64 ().
 
     ``hold``, ``hold_channel``: int64 (n,), as :meth:`nam.gated.GatedNetwork.look` has them; none: each block in turn,
-    whole. Returns fp32 (n,).
+    whole. One batch of n + 1.
     """
     if hold is None:
         hold = torch.arange(sum(1 for _ in model.blocks()), device=pixels.device)

@@ -12,8 +12,8 @@ class Outputs(nn.Module):
     """The folded network (:func:`nam.fold.fold`). ``names``: of the blocks with NAM.
 
     What it says has names: ``probabilities`` and ``logits``, fp32 (B, classes); of every block with NAM, as in
-    ``map.layer1.0``, what :func:`nam.maps.summarize` says, ``spread`` (B, 4), ``channel_mean`` (B, C), ``map`` (B, H, W),
-    and ``gates`` (B, C, H, W); and the further maps of :data:`nam.maps.METHODS`, as in ``map_activation.layer1.0``.
+    ``map.layer1.0``, what :func:`nam.maps.summarize` says, ``spread`` (B, 4), ``channel_mean`` (B, C) and ``map``
+    (B, H, W), and ``gates`` (B, C, H, W); and :data:`nam.maps.METHODS`, as in ``map_activation.layer1.0``.
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:

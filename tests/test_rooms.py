@@ -1,6 +1,7 @@
 """Who may import whom: the house's table, executed. Imports inside functions and under TYPE_CHECKING count too."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,36 +13,39 @@ APP: dict[str, set[str]] = {
     "__init__": {"nam"},
     "bench_command": {"flags", "load", "load_report"},
     "choice": {"engine", "openvino_engine", "settings", "torch_engine"},
-    "api": {"engine", "errors", "schemas", "services", "serving", "uploads"},
+    "api": {"engine", "errors", "render", "schemas", "services", "serving", "uploads"},
     "array_engine": {"engine"},
     "batching": set(),
     "board": set(),
     "cli": {
-        *("engine", "errors", "flags", "forward", "images", "logs", "model_commands", "schemas", "server", "settings"),
+        *("engine", "errors", "flags", "forward", "logs", "model_commands", "render", "schemas", "server", "settings"),
         *("bench_command", "choice", "lane_process", "services", "workers", "nam"),
     },
-    "docs": set(),
+    "docs": {"page"},
     "engine": set(),
     "errors": set(),
-    "fast": {"schemas", "services", "serving", "uploads"},
     "flags": set(),
-    "forward": {"engine", "errors", "images"},
+    "forward": {"batching", "engine", "errors", "images"},
     "graphs": {"engine", "nam.files"},
     "images": {"errors", "jpeg", "nam.geometry"},
     "jpeg": set(),
-    "lane_process": {"choice", "engine", "errors", "forward", "logs", "settings", "wire"},
+    "lane_process": {"batching", "choice", "engine", "errors", "forward", "logs", "settings", "wire"},
     "http_answer": set(),
     "load": {"http_answer", "load_report"},
     "load_report": {"http_answer"},
     "logs": set(),
-    "main": {"api", "board", "docs", "errors", "fast", "middleware", "services", "settings"},
+    "guards": {"errors", "services"},
+    "main": {"api", "board", "docs", "errors", "guards", "middleware", "page", "services", "settings"},
     "metrics": {"batching", "board"},
-    "middleware": {"errors", "services"},
+    "middleware": {"errors", "guards", "services"},
     "model_commands": {"flags", "graphs", "settings", "nam"},
     "openvino_engine": {"array_engine", "engine", "graphs", "nam.files"},
     "schemas": {"engine", "forward"},
+    "render": {"engine", "forward", "images", "schemas", "nam.figure"},
+    "page": {"errors"},
+    "protocol": {"batching", "errors", "forward", "guards", "schemas", "services", "serving", "uploads"},
     "remote": {"batching", "engine", "errors", "forward", "services", "wire"},
-    "server": {"board", "main", "services", "settings"},
+    "server": {"board", "main", "protocol", "services", "settings"},
     "services": {"batching", "board", "engine", "errors", "forward", "metrics", "settings"},
     "serving": {"batching", "engine", "errors", "forward", "images", "services"},
     "settings": set(),
@@ -60,7 +64,7 @@ ONLY: dict[str, set[str]] = {
     "torch": {"torch_engine"},
     "torchvision": set(),
     "PIL": {"bench_command", "images", "jpeg", "cli"},
-    "fastapi": {"api", "docs", "main", "services"},
+    "fastapi": {"api", "docs", "main", "page", "services"},
     "pydantic": {"schemas", "settings"},
     "uvicorn": {"server"},
 }
@@ -100,8 +104,6 @@ def test_a_file_of_app_imports_what_it_may(path: Path) -> None:
 
 
 def test_the_batcher_knows_the_standard_library_alone() -> None:
-    import sys
-
     roots = {name.split(".")[0] for name in imports(ROOT / "app" / "batching.py")}
     assert roots <= sys.stdlib_module_names
 
@@ -112,8 +114,10 @@ def test_nam_knows_nothing_of_requests(path: Path) -> None:
     assert not roots & {"app", "fastapi", "starlette", "pydantic", "uvicorn"}
 
 
-def test_the_geometry_is_free_of_torch() -> None:
+def test_the_geometry_and_the_figure_are_free_of_torch() -> None:
     assert not imports(ROOT / "nam" / "geometry.py")
+    roots = {name.partition(".")[0] for name in imports(ROOT / "nam" / "figure.py")}
+    assert roots - {"numpy", "PIL"} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", ["app", "nam"])

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import forward, schemas, uploads
+from app import api, forward, schemas, uploads
 from app.images import decode
+from app.render import render
+from nam.figure import PHOTO, draw
 from tests.fakes import CARD, CLASSES, Service, picture, service, until
 
 RAW = {"content-type": "image/png"}
@@ -132,13 +134,60 @@ def test_a_forward_that_fails_is_an_error_in_each_of_its_places(serving: Service
         ("text/html, application/json;q=0.5", 200),
         ("text/html", 406),
         ("application/json;q=0", 406),
-        ("application/json; q=0.000, */*", 406),
-        ("image/png", 406),
+        ("application/json; q=0.000, */*", 200),
+        ("image/jpeg, audio/*", 406),
     ],
 )
 def test_accept_decides_by_its_most_specific_range(serving: Service, accept: str, status: int) -> None:
-    assert post(serving, "/attention", headers={"accept": accept}).status_code == status
+    answer = post(serving, "/attention", headers={"accept": accept})
+    assert answer.status_code == status
+    assert "Accept" in answer.headers["vary"].split(", ")
     assert post(serving, "/attention?format=json", headers={"accept": accept}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "form"),
+    [
+        ("", "image/png", "image/png"),
+        ("", "application/x-npz, */*;q=0.5", "application/x-npz"),
+        ("", "image/*, application/json;q=0.9", "image/png"),
+        ("", "image/png;q=0.5, application/json;q=0.9", "application/json"),
+        ("", "text/html,application/xml;q=0.9,image/avif,*/*;q=0.8", "application/json"),
+        ("", "application/*", "application/json"),
+        ("", "application/json;q=0, application/*", "application/x-npz"),
+        ("?format=png", "application/json", "image/png"),
+        ("?format=npz", "text/html", "application/x-npz"),
+        ("?format=json", "image/png", "application/json"),
+    ],
+)
+def test_the_form_is_the_querys_else_the_best_that_accept_allows(
+    serving: Service, query: str, accept: str, form: str
+) -> None:
+    answer = post(serving, "/attention" + query, headers={"accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, form)
+    assert answer.headers["vary"] == "Accept, Accept-Language"
+    begins = {"image/png": b"\x89PNG", "application/x-npz": b"PK", "application/json": b"{"}
+    assert answer.content.startswith(begins[form])
+    assert "server-timing" in answer.headers
+
+
+def test_an_unknown_format_is_refused_whatever_is_accepted(serving: Service) -> None:
+    refused = post(serving, "/attention?format=gif", headers={"accept": "*/*"})
+    assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
+    assert "image/png (format=png)" in refused.json()["detail"]
+
+
+def test_the_three_forms_show_the_same_numbers(serving: Service) -> None:
+    query = "?effects=true&channel_effects=true&method=activation&maps=all&top_channels=3"
+    told = post(serving, "/attention" + query).json()
+    with np.load(io.BytesIO(post(serving, f"/attention{query}&format=npz").content), allow_pickle=False) as arrays:
+        for block in told["blocks"]:
+            assert np.allclose(arrays[f"{block['name']}/channel_maps"], block["channel_maps"], rtol=1e-7, atol=0)
+            assert np.allclose(arrays[f"{block['name']}/map_activation"], block["map_activation"], rtol=1e-7, atol=0)
+            top = [channel["effect"] for channel in block["top_channels"]]
+            assert np.allclose(arrays[f"{block['name']}/top_channels.effect"], top, rtol=1e-7, atol=0)
+    square = decode(picture(100), size=PHOTO, crop=CARD.crop, max_pixels=10**6).pixels
+    assert post(serving, f"/attention{query}&format=png").content == draw(square, told)
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/model", "/attention/weights", "/metrics", "/docs"])
@@ -148,11 +197,38 @@ def test_head_answers_as_get_without_the_body(serving: Service, path: str) -> No
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
+def loop_of(serving: Service) -> str:
+    return serving.client.portal.call(threading.current_thread).name
+
+
+@pytest.mark.parametrize("form", ["json", "png", "npz"])
+def test_whatever_is_written_the_event_loop_is_left_alone(
+    serving: Service, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    threads: list[str] = []
+    monkeypatch.setattr(
+        api, "render", lambda *given: (threads.append(threading.current_thread().name), render(*given))[1]
+    )
+    assert post(serving, f"/attention?format={form}").status_code == 200
+    assert len(threads) == 1
+    assert loop_of(serving) not in threads
+
+
+def test_what_is_not_written_by_the_deadline_is_not_waited_for(
+    serving: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+    monkeypatch.setattr(api, "render", lambda *given: late.wait(10))
+    answer = post(serving, "/attention?format=png", headers={"x-timeout-ms": "200"})
+    late.set()
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
 def test_large_bodies_and_all_decoding_leave_the_event_loop_alone(
     serving: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    loop = serving.client.portal.call(threading.current_thread).name
+    loop = loop_of(serving)
     monkeypatch.setattr(
         forward, "decode", lambda *a, **k: (threads.append(threading.current_thread().name), decode(*a, **k))[1]
     )
@@ -203,8 +279,48 @@ def test_blocks_channels_maps_and_effects_are_chosen(serving: Service) -> None:
     assert block["name"] == "layer2.0"
     assert block["map"] is None
     assert block["effect"] == 0.5
+    assert [top["effect"] for top in block["top_channels"]] == [None, None]
     assert [top["map"] for top in block["top_channels"]] == [None, None]
     assert "channel_maps" not in block
+
+
+def test_the_strongest_channels_have_their_effects_where_they_are_asked_for(serving: Service) -> None:
+    (block,) = post(serving, "/attention?block=layer1.0&top_channels=3&channel_effects=true").json()["blocks"]
+    assert block["effect"] is None
+    assert [top["effect"] for top in block["top_channels"]] == [0.25, 0.0, -0.25]
+
+
+def test_channel_effects_are_bounded_by_the_channels_that_there_are(serving: Service) -> None:
+    assert post(serving, "/attention?top_channels=9999&channel_effects=true").status_code == 200
+    wide = tuple(dataclasses.replace(block, weights=np.full(200, 0.005, np.float32)) for block in CARD.blocks)
+    serving.engine.card = dataclasses.replace(CARD, blocks=wide)
+    refused = post(serving, "/attention?top_channels=129&channel_effects=true")
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_parameter")
+    assert "here 258; at most 256" in refused.json()["detail"]
+    assert serving.engine.batches == [1]
+
+
+def test_further_kinds_of_map_are_fields_of_the_blocks_that_have_them(serving: Service) -> None:
+    answer = post(serving, "/attention?method=class&method=activation&maps=none").json()
+    schemas.AttentionAnswer.model_validate(answer)
+    first, last = answer["blocks"]
+    assert np.shape(first["map_activation"]) == (4, 4)
+    assert "map_class" not in first
+    assert np.shape(last["map_class"]) == np.shape(last["map_activation"]) == (2, 2)
+    assert last["map"] is None
+    assert not any(key.startswith("map_") for key in post(serving, "/attention").json()["blocks"][1])
+
+
+def test_an_unknown_method_is_refused_and_the_known_ones_are_named(serving: Service) -> None:
+    refused = post(serving, "/attention?method=class&method=magic")
+    assert (refused.status_code, refused.json()["detail"]) == (422, "method is one of activation, class.")
+    assert serving.client.get("/model").json()["methods"] == ["activation", "class"]
+
+
+def test_a_picture_without_maps_is_refused(serving: Service) -> None:
+    refused = post(serving, "/attention?maps=none&format=png")
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_parameter")
+    assert post(serving, "/attention?maps=none&format=npz").status_code == 200
 
 
 def test_a_network_without_nam_answers_with_no_blocks_and_has_none_to_choose(serving: Service) -> None:
@@ -214,6 +330,8 @@ def test_a_network_without_nam_answers_with_no_blocks_and_has_none_to_choose(ser
     assert len(answer.json()["predictions"]) == 5
     refused = post(serving, "/attention?block=layer1.0")
     assert (refused.status_code, refused.json()["detail"]) == (422, "The network has no NAM blocks.")
+    assert post(serving, "/attention?format=png").status_code == 200
+    assert post(serving, "/attention?format=npz").status_code == 200
 
 
 def test_attention_weights_are_cacheable(serving: Service) -> None:
@@ -223,6 +341,7 @@ def test_attention_weights_are_cacheable(serving: Service) -> None:
     again = serving.client.get("/attention/weights", headers={"if-none-match": f'"other", W/"{CARD.sha256}"'})
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == first.headers["etag"]
+    assert again.headers["cache-control"] == first.headers["cache-control"] == "no-cache"
     assert serving.client.get("/attention/weights", headers={"if-none-match": '"other"'}).status_code == 200
 
 
@@ -301,6 +420,9 @@ def test_the_openapi_document_names_every_route(serving: Service) -> None:
         "multipart/form-data",
         "application/json",
     }
+    answers = paths["/attention"]["post"]["responses"]["200"]["content"]
+    assert set(answers) == {"application/json", "image/png", "application/x-npz"}
+    assert answers["image/png"]["schema"] == {"type": "string", "format": "binary"}
 
 
 def test_many_images_within_the_limit_are_answered_in_order() -> None:

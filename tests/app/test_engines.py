@@ -23,6 +23,7 @@ from app import openvino_engine
 from app.engine import Answer, Ask, AttentionAsk, Engine, EngineError
 from app.graphs import FORM
 from app.openvino_engine import OpenVINOEngine
+from app.schemas import BlockAnswer
 from app.torch_engine import TorchEngine
 from nam import maps, weights
 from nam.build import ModelConfig, build
@@ -242,6 +243,7 @@ def test_the_further_maps_are_those_of_the_maps_module(engine: Engine, file: str
         seen = model.look(torch.from_numpy(np.stack(pixels)))
         maps_of = {method: drawn(model, seen) for method, drawn in maps.METHODS.items()}
     assert engine.card.methods == tuple(maps.METHODS)
+    assert {f"map_{method}" for method in maps.METHODS} == {n for n in BlockAnswer.model_fields if n[:4] == "map_"}
     asks = [Ask(p, 1, look(engine, methods=frozenset(wanted))) for p, wanted in zip(pixels, METHODS, strict=True)]
     for i, (answer, wanted) in enumerate(zip(engine(asks), METHODS, strict=True)):
         for j, block in enumerate(answer.blocks):

@@ -38,12 +38,32 @@ def test_attention_writes_a_picture_and_the_same_numbers(photos: dict[str, Path]
     nam("attention", photos["cat"], "-o", tmp_path / "a.json")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"
-        assert min(picture.size) > 900
+        assert min(picture.size) > 800
     assert len(json.loads((tmp_path / "a.json").read_bytes())["blocks"]) == 8
 
 
+def test_attention_writes_the_form_that_is_asked_for_to_whatever_reads_it(photos: dict[str, Path]) -> None:
+    for flags, begins in (
+        ([], b"\x89PNG"),
+        (["--format", "npz"], b"PK"),
+        (["-o", "-", "--format", "json"], b'{"model"'),
+    ):
+        done = subprocess.run([NAM, "attention", photos["cat"], *flags], capture_output=True, timeout=120, check=True)
+        assert done.stdout.startswith(begins)
+        assert done.stderr == b""
+
+
+def test_attention_says_what_channels_do_and_draws_further_maps(photos: dict[str, Path], tmp_path: Path) -> None:
+    flags = ["--channel-effects", "--method", "class", "--method", "activation"]
+    nam("attention", photos["cat"], "-o", tmp_path / "a.json", *flags)
+    last = json.loads((tmp_path / "a.json").read_bytes())["blocks"][-1]
+    assert all(isinstance(channel["effect"], float) for channel in last["top_channels"])
+    assert {key for key in last if key.startswith("map_")} == {"map_class", "map_activation"}
+    assert "is one of activation, class" in nam("attention", photos["cat"], "--method", "magic", code=2).stderr
+
+
 def test_attention_refuses_a_name_it_cannot_write(photos: dict[str, Path]) -> None:
-    assert "ends in .json or .png" in nam("attention", photos["cat"], "-o", "a.gif", code=2).stderr
+    assert "ends in .json, .png, .npz" in nam("attention", photos["cat"], "-o", "a.gif", code=2).stderr
 
 
 def test_check_says_that_all_is_well_or_not(tmp_path: Path) -> None:

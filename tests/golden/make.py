@@ -4,6 +4,8 @@
 pixels come from closed formulas, not from a random generator, whose stream a release may change.
 ``photo.jpg``: a picture made here of three waves; ``photo.npy``: what app/images.py decoded it to at 64 px, with Pillow
 13.0.0 and libjpeg-turbo 3.1. Decoders may differ by a level or two.
+``figure.png``: what nam/figure.py drew of the answer below with Pillow 13.0.0, whose font and FreeType it shows; its
+numbers are integers and their quotients, the same on every machine.
 """
 
 import json
@@ -16,6 +18,7 @@ from PIL import Image
 from nam.build import Model, ModelConfig, build
 
 HERE = Path(__file__).parent
+GOLDEN_FIGURE = HERE / "figure.png"
 
 
 def golden_model(dtype: torch.dtype = torch.float32) -> Model:
@@ -39,8 +42,45 @@ def _wave(i: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return (1 + wave / 2 if name.endswith(("weight", "running_var")) else wave / 10).to(tensor.dtype)
 
 
+def golden_square() -> np.ndarray:
+    """A photo's place, uint8 (3, 224, 224)."""
+    c, y, x = np.mgrid[0:3, 0:224, 0:224]
+    return ((x * (c + 1) + 2 * y) // 4 % 256).astype(np.uint8)
+
+
+def golden_answer() -> dict:
+    """As /attention answers, two blocks of a network that is none."""
+    labels = [("goldfish", 0.75), ("Egyptian cat", 0.125), ("espresso", 0.0625)]
+    return {
+        "model": "golden",
+        "predictions": [
+            {"label": label, "class_id": f"n{i:08}", "probability": probability}
+            for i, (label, probability) in enumerate(labels)
+        ],
+        "blocks": [_golden_block(0, 4, None), _golden_block(1, 2, 0.25)],
+        "notes": ["a note that was given with the answer"],
+    }
+
+
+def _golden_block(i: int, side: int, effect: float | None) -> dict:
+    maps = [
+        [[(7919 * (a + b + side * y + x) % 97 + 1) / 100 for x in range(side)] for y in range(side)]
+        for a, b in ((i, 0), (i, 31), (i, 62))
+    ]
+    return {
+        "name": f"layer{i + 1}.0",
+        "gates": {"min": 0.0625, "max": 0.9375},
+        "map": maps[0],
+        "effect": effect,
+        "top_channels": [
+            {"channel": 3 + k, "weight": 1 / (4 + k), "map": maps[1 + k], "effect": effect} for k in range(2)
+        ],
+    }
+
+
 def main() -> None:
     from app.images import decode
+    from nam.figure import draw
 
     with torch.inference_mode():
         logits, gates = golden_model(torch.float64).forward_with_gates(golden_pixels())
@@ -53,6 +93,7 @@ def main() -> None:
     Image.fromarray((127.5 + 127.5 * waves).round().astype(np.uint8)).save(HERE / "photo.jpg", quality=90)
     picture = decode((HERE / "photo.jpg").read_bytes(), size=64, crop=1.0, max_pixels=10**6)
     np.save(HERE / "photo.npy", picture.pixels)
+    GOLDEN_FIGURE.write_bytes(draw(golden_square(), golden_answer()))
 
 
 if __name__ == "__main__":
