@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.batching import Lane, ThreadLane
 from app.engine import Answer, Ask, AttentionAsk, Card, Engine
 from app.errors import InternalError, ServiceError
 from app.images import Picture, decode
@@ -55,30 +56,38 @@ def timed_decode(image: bytes, *, size: int, crop: float, max_pixels: int) -> De
 
 
 class Run(Protocol):
-    """What a Batcher calls: jobs in, as many outcomes out, in their order; and the card of the engine behind it."""
+    """What runs jobs: the card of the engine behind it, and its lanes, opened on the event loop that calls them."""
 
     @property
     def card(self) -> Card: ...
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]: ...
+    def lanes(self) -> list[Lane[Job, Outcome]]: ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Forward:
-    """Called from one lane's thread at a time a lane. ``on_forward`` is given the seconds of every forward."""
+    """The engine in this process: jobs in, as many outcomes out, in their order; lanes are threads that call it, one
+    call at a time a lane. ``on_forward`` is given the seconds of every forward."""
 
     def __init__(self, engine: Engine, max_pixels: int, on_forward: Callable[[float], None]) -> None:
         self._engine = engine
         self._max_pixels = max_pixels
         self._on_forward = on_forward
+        self._lanes: list[ThreadLane[Job, Outcome]] = []
 
     @property
     def card(self) -> Card:
         return self._engine.card
 
-    def close(self) -> None:
+    def lanes(self) -> list[Lane[Job, Outcome]]:
+        self._lanes = [ThreadLane(self, f"lane-{number}") for number in range(self.card.lanes)]
+        return list(self._lanes)
+
+    async def close(self) -> None:
         """The engine ends with the process."""
+        for lane in self._lanes:
+            lane.close()
 
     def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
         decoded = [self._decoded(job.image) for job in jobs]

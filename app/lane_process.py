@@ -1,24 +1,25 @@
 """Lanes as processes: each has an engine of one lane and decodes for itself, so that no two wait for one interpreter's
 lock, and a decoder that crashes takes one batch with it, not the service.
 
-The parent's :class:`ProcessLanes` is what a Batcher runs; :func:`main`, ``python -m app.lane_process``, is the other
+The parent's :class:`ProcessLanes` has a Batcher's lanes; :func:`main`, ``python -m app.lane_process``, is the other
 end. A batch is one message there and one back (:mod:`app.wire`).
 """
 
+import asyncio
 import logging
 import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import orjson
 
-from app import logs, wire
+from app import batching, logs, wire
 from app.choice import choose, load_engine
 from app.engine import Card, Engine, EngineError, EngineFailed
 from app.forward import Done, Forward, Job, Outcome, Run
@@ -76,7 +77,8 @@ class _Lane:
     """One process, started in the constructor; ``card`` is there once it is warm."""
 
     def __init__(self, settings: Settings, number: int) -> None:
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
+        self._connection: _Connection | None = None
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "app.lane_process", str(theirs.fileno()), str(number)],
@@ -84,32 +86,41 @@ class _Lane:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._stream = Stream(ours)
 
     def card(self) -> Card:
         """Waits until the lane is warm. Raises EngineError where it cannot be."""
         try:
-            head, _ = self._stream.take()
+            head, _ = Stream(self._socket).take()
         except (EOFError, OSError):
             raise EngineError("a lane's process ended before it was ready; the lines above say why") from None
         if "refused" in head:
             raise EngineError(head["refused"])
         return wire.take_card(head["card"])
 
-    def run(self, jobs: Sequence[Job], alone: bool) -> list[Outcome]:
+    async def run(self, jobs: list[Job], alone: bool) -> list[Outcome]:
         told, parts = wire.put_jobs(jobs)
         try:
-            self._stream.send({"jobs": told, "alone": alone}, parts)
-            head, payload = self._stream.take()
-        except (EOFError, OSError):
-            raise LaneDied(f"a lane's process ended with code {self._process.wait()}") from None
+            if self._connection is None:
+                _, self._connection = await asyncio.get_running_loop().create_unix_connection(
+                    _Connection, sock=self._socket
+                )
+            head, payload = await self._connection.ask({"jobs": told, "alone": alone}, parts)
+        except OSError:
+            code = await asyncio.to_thread(self._process.wait)
+            raise LaneDied(f"a lane's process ended with code {code}") from None
         if "outcomes" not in head:
             raise EngineFailed("the engine failed; the log says why")
         return wire.take_outcomes(head["outcomes"], payload)
 
     def close(self) -> None:
+        """On the event loop, where it has run anything."""
+        if self._connection is None:
+            self._socket.close()
+        else:
+            self._connection.close()
+
+    def wait(self) -> None:
         """The process ends when its socket does; one that does not is killed."""
-        self._stream.close()
         try:
             self._process.wait(1)
         except subprocess.TimeoutExpired:
@@ -117,53 +128,96 @@ class _Lane:
             self._process.wait()
 
 
+class _Connection(asyncio.Protocol):
+    """Asks a lane, one question at a time."""
+
+    def __init__(self) -> None:
+        self._messages = wire.Messages()
+        self._answer: asyncio.Future[tuple[dict[str, Any], memoryview]] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    async def ask(self, head: dict[str, Any], parts: Sequence[wire.Part]) -> tuple[dict[str, Any], memoryview]:
+        """Raises ConnectionResetError where the lane is gone."""
+        if self._transport is None:
+            raise ConnectionResetError
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.writelines(wire.message(head, parts))
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._messages.feed(data):
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_result(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError())
+
+
 class ProcessLanes:
-    """As many processes as there are lanes; called from as many threads. A lane that dies is started again."""
+    """As many processes as there are lanes, started and warm when it is there. A lane that dies is started again."""
 
     def __init__(self, settings: Settings, on_forward: Callable[[float], None]) -> None:
         cores = os.cpu_count() or 1
         count = settings.lanes or cores
         threads = settings.threads or max(1, cores // count)
         self._settings = settings.model_copy(update={"lanes": 1, "threads": threads})
-        self._on_forward, self._count, self._lock = on_forward, count, threading.Lock()
+        self._on_forward, self._busy = on_forward, 0
         self._lanes = [_Lane(self._settings, number) for number in range(count)]
-        self._idle = list(range(count))
         try:
             cards = [lane.card() for lane in self._lanes]
         except EngineError:
-            self.close()
+            self._close_all()
             raise
         self.card = replace(cards[0], lanes=count)
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        with self._lane() as (lane, alone):
-            outcomes = lane.run(jobs, alone)
-        model_s = next((outcome.model_s for outcome in outcomes if isinstance(outcome, Done)), None)
-        if model_s is not None:
-            self._on_forward(model_s)
-        return outcomes
+    def lanes(self) -> list[batching.Lane[Job, Outcome]]:
+        """The first alone can take all cores; it is the one that a Batcher gives to whoever comes alone."""
+        return [partial(self._run, number) for number in range(len(self._lanes))]
 
-    def close(self) -> None:
-        for lane in self._lanes:  # also one that is stuck in a call: it is killed
+    async def close(self) -> None:
+        """Also a lane that is stuck in a call: it is killed."""
+        for lane in self._lanes:
             lane.close()
+        await asyncio.to_thread(self._wait_for_all)
 
-    @contextmanager
-    def _lane(self) -> Iterator[tuple[_Lane, bool]]:
-        with self._lock:
-            alone = len(self._idle) == self._count
-            # The first lane alone can take all cores: it is left for whoever comes alone.
-            number = self._idle.pop(0 if alone else -1)
+    async def _run(self, number: int, jobs: list[Job]) -> list[Outcome]:
+        self._busy += 1
         try:
-            yield self._lanes[number], alone
+            outcomes = await self._lanes[number].run(jobs, alone=self._busy == 1)
         except LaneDied as error:
             logger.error("%s; it is started again", error)
             self._lanes[number].close()
-            self._lanes[number] = _Lane(self._settings, number)
-            self._lanes[number].card()
+            self._lanes[number] = await asyncio.to_thread(self._again, number)
             raise
         finally:
-            with self._lock:
-                self._idle = sorted([*self._idle, number])
+            self._busy -= 1
+        if (done := next((outcome for outcome in outcomes if isinstance(outcome, Done)), None)) is not None:
+            self._on_forward(done.model_s)
+        return outcomes
+
+    def _again(self, number: int) -> _Lane:
+        """Raises EngineError where it cannot be."""
+        lane = _Lane(self._settings, number)
+        lane.card()
+        return lane
+
+    def _close_all(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+        self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        for lane in self._lanes:
+            lane.wait()
 
 
 def open_run(settings: Settings, on_forward: Callable[[float], None]) -> Run:

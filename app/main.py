@@ -10,12 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
-from app import api, docs, errors
+from app import api, docs, errors, guards, page
 from app.board import Load
-from app.fast import Front
-from app.middleware import Admission, Keys, RequestContext, count_refusal, problem_response
+from app.middleware import Admission, Keys, RequestContext
 from app.services import OpenLanes, Services, open_services
 from app.settings import Settings
 
@@ -24,7 +22,7 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = None) -> ASGIApp:
+def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = None) -> FastAPI:
     """The service. ``open_lanes``: where images are run, opened when it starts; ``load``: what admission counts."""
 
     @asynccontextmanager
@@ -32,12 +30,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         async with open_services(settings, open_lanes, load or Load()) as services:
             yield {"services": services}
 
-    routes = [route.path for router in (api.router, docs.router) for route in router.routes]  # type: ignore[attr-defined]
-    guards = [
-        Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
-        Middleware(Keys),
-        Middleware(Admission, paths=api.WORK),
-    ]
+    routes = [route.path for router in (api.router, docs.router, page.router) for route in router.routes]  # type: ignore[attr-defined]
     app = FastAPI(
         title="NAM Serve",
         version=version("nam-serve"),
@@ -46,7 +39,11 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=guards,
+        middleware=[
+            Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
+            Middleware(Keys),
+            Middleware(Admission, paths=api.WORK),
+        ],
         exception_handlers={
             errors.ServiceError: _service_error,
             RequestValidationError: _bad_parameter,
@@ -55,13 +52,13 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
     )
     app.include_router(api.router)
     app.include_router(docs.router)
+    app.include_router(page.router)
     docs.mount_assets(app)
-    return Front(app, guards)
+    return app
 
 
 async def _service_error(request: Request, error: errors.ServiceError) -> Response:
-    count_refusal(request.scope, error)
-    return problem_response(error, request.state.request_id)
+    return guards.refusal(request.state.services, error, request.state.request_id)
 
 
 async def _bad_parameter(request: Request, error: RequestValidationError) -> Response:

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,32 +43,30 @@ class RemoteBatcher(asyncio.Protocol):
     def healthy(self) -> bool:
         return self._transport is not None
 
-    async def submit(self, job: Job, deadline: float) -> Served[Outcome]:
+    def submit(self, job: Job, deadline: float) -> Future:
         """As :meth:`app.batching.Batcher.submit`; EngineFailed for what its run raises."""
         if self._transport is None:
             raise Closed("the engine's process is gone")
-        number = next(self._numbers)
-        future: Future = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        number, loop = next(self._numbers), asyncio.get_running_loop()
+        self._waiting[number] = future = loop.create_future()
+        future.add_done_callback(partial(self._leave, number, loop.call_at(deadline, self._expire, number)))
         told, parts = wire.put_jobs([job])
-        head = {"number": number, "deadline": deadline, "jobs": told}
-        self._transport.writelines(wire.message(head, parts))
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before there was a result") from None
-        finally:
-            if self._waiting.pop(number, None) and not (future.done() and not future.cancelled()):
-                self._abandon(number)
+        self._transport.writelines(wire.message({"number": number, "deadline": deadline, "jobs": told}, parts))
+        return future
 
     def close(self) -> None:
         """Whoever waits still, waits no longer: the server has seen to it that nobody does."""
         if self._transport is not None:
             self._transport.close()
 
-    def _abandon(self, number: int) -> None:
-        if self._transport is not None:
+    def _expire(self, number: int) -> None:
+        if number in self._waiting:
+            self._waiting[number].set_exception(DeadlineExceeded("the deadline passed before there was a result"))
+
+    def _leave(self, number: int, timer: asyncio.TimerHandle, future: Future) -> None:
+        """Its end, whichever; the engine's process hears of one that it has not told itself."""
+        timer.cancel()
+        if self._waiting.pop(number, None) and self._transport is not None:
             self._transport.writelines(wire.message({"abandoned": number}))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -89,7 +88,7 @@ class RemoteBatcher(asyncio.Protocol):
             self.card = wire.take_card(head["card"])
             self._greeted.set_result(None)
             return
-        future = self._waiting.get(head["number"])
+        future = self._waiting.pop(head["number"], None)
         if future is None or future.done():
             return
         match head["kind"]:

@@ -13,6 +13,7 @@ import uvicorn
 
 from app.board import Load
 from app.main import create_app
+from app.protocol import Protocol
 from app.services import OpenLanes
 from app.settings import Settings
 
@@ -51,7 +52,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -32,7 +32,7 @@ class Lanes(Protocol):
     @property
     def healthy(self) -> bool: ...
 
-    async def submit(self, job: Job, deadline: float) -> Served[Outcome]: ...
+    def submit(self, job: Job, deadline: float) -> asyncio.Future[Served[Outcome]]: ...
 
 
 class Described(Protocol):
@@ -82,19 +82,14 @@ def lanes_here(open_run: OpenRun) -> OpenLanes:
             load.image_s, load.depth = batcher.item_s, batcher.depth
 
         batcher: Batcher[Job, Outcome] = Batcher(
-            run,
-            max_batch=run.card.max_batch,
-            max_queue=settings.max_queue,
-            lanes=run.card.lanes,
-            on_batch=on_batch,
+            run.lanes(), max_batch=run.card.max_batch, max_queue=settings.max_queue, on_batch=on_batch
         )
         load.read_depth = lambda: batcher.depth
-        await batcher.start()
         try:
             yield run, batcher
         finally:
             await batcher.close(LAST_BATCH_S)
-            await asyncio.to_thread(run.close)
+            await run.close()
 
     return open_lanes
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from app import batching, errors
 from app.engine import AttentionAsk
-from app.forward import Decoded, Done, Job, timed_decode
+from app.forward import Decoded, Done, Job, Outcome, timed_decode
 from app.images import is_quick
 from app.services import Services
 
@@ -29,20 +29,48 @@ async def serve(
     services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None = None
 ) -> Served:
     """Raises a ServiceError; ``deadline`` is an instant of the event loop's clock."""
-    quick = services.engine.card.lanes_decode and is_quick(image)
-    job = Job(image if quick else await _decoded(services, image, deadline), top_k, attention)
     try:
-        served = await services.batcher.submit(job, deadline)
-    except batching.DeadlineExceeded:
-        raise errors.DeadlineExceeded from None
-    except batching.QueueFull as full:
-        raise errors.Overloaded(headers={"Retry-After": str(max(1, round(full.retry_after_s)))}) from None
-    except batching.Closed:
-        raise (errors.Draining if services.load.draining else errors.NotReady) from None
+        return finished(services, await begin(services, image, top_k, deadline, attention))
+    except batching.BatcherError as error:
+        raise refused(services, error) from None
+
+
+def begin(
+    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None = None
+) -> asyncio.Future[batching.Served[Outcome]]:
+    """The image on its way; for what the future has, :func:`finished`. Raises a BatcherError at once, or it has one:
+    for that, :func:`refused`."""
+    if services.engine.card.lanes_decode and is_quick(image):
+        return services.batcher.submit(Job(image, top_k, attention), deadline)
+    return asyncio.ensure_future(_decoded_first(services, image, top_k, deadline, attention))
+
+
+def finished(services: Services, served: batching.Served[Outcome]) -> Served:
+    """Raises the ServiceError that the image itself is."""
     if isinstance(served.result, errors.ServiceError):
         raise served.result
     services.metrics.decode.observe(served.result.decode_s)
     return Served(served.result, served.queue_s, served.batch_size)
+
+
+def refused(services: Services, error: batching.BatcherError) -> Exception:
+    """What a caller is told of it."""
+    match error:
+        case batching.DeadlineExceeded():
+            return errors.DeadlineExceeded()
+        case batching.QueueFull():
+            return errors.Overloaded(headers={"Retry-After": str(max(1, round(error.retry_after_s)))})
+        case batching.Closed():
+            return errors.Draining() if services.load.draining else errors.NotReady()
+        case _:
+            return error
+
+
+async def _decoded_first(
+    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None
+) -> batching.Served[Outcome]:
+    decoded = await _decoded(services, image, deadline)
+    return await services.batcher.submit(Job(decoded, top_k, attention), deadline)
 
 
 async def _decoded(services: Services, image: bytes, deadline: float) -> Decoded:

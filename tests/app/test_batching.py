@@ -19,10 +19,11 @@ from app.batching import (
     QueueFull,
     RunFailed,
     Served,
+    ThreadLane,
     WrongResultCount,
 )
 
-Task = asyncio.Task[Served[int]]
+Answer = asyncio.Future[Served[int]]
 
 
 class Engine:
@@ -77,12 +78,14 @@ async def opened(
     lanes: int = 1,
     on_batch: Callable[[BatchRecord], None] | None = None,
 ) -> AsyncIterator[Batcher[int, int]]:
-    batcher = Batcher(run, max_batch=max_batch, max_queue=max_queue, lanes=lanes, on_batch=on_batch)
-    await batcher.start()
+    threads = [ThreadLane(run, f"lane-{number}") for number in range(lanes)]
+    batcher = Batcher(threads, max_batch=max_batch, max_queue=max_queue, on_batch=on_batch)
     try:
         yield batcher
     finally:
         await batcher.close(grace_s=5)
+        for thread in threads:
+            thread.close()
 
 
 def far() -> float:
@@ -94,11 +97,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def send(batcher: Batcher[int, int], *items: int) -> list[Task]:
-    return [asyncio.create_task(batcher.submit(item, far())) for item in items]
+def send(batcher: Batcher[int, int], *items: int) -> list[Answer]:
+    return [batcher.submit(item, far()) for item in items]
 
 
-async def occupy(batcher: Batcher[int, int], item: int = 0) -> Task:
+async def occupy(batcher: Batcher[int, int], item: int = 0) -> Answer:
     """Sends one item and returns once a lane has it."""
     before = batcher.in_flight
     (task,) = send(batcher, item)
@@ -106,7 +109,7 @@ async def occupy(batcher: Batcher[int, int], item: int = 0) -> Task:
     return task
 
 
-async def line_up(batcher: Batcher[int, int], *items: int) -> list[Task]:
+async def line_up(batcher: Batcher[int, int], *items: int) -> list[Answer]:
     """Sends items behind a busy engine and returns once they are queued."""
     before = batcher.depth
     tasks = send(batcher, *items)
@@ -114,7 +117,7 @@ async def line_up(batcher: Batcher[int, int], *items: int) -> list[Task]:
     return tasks
 
 
-async def results(tasks: list[Task]) -> list[int]:
+async def results(tasks: list[Answer]) -> list[int]:
     return [served.result for served in await asyncio.gather(*tasks)]
 
 
@@ -217,7 +220,6 @@ def test_abandoned_work_never_reaches_the_engine() -> None:
         engine = Engine()
         async with opened(engine) as batcher:
             (gone,) = send(batcher, 1)
-            await asyncio.sleep(0)
             assert batcher.depth == 1
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -338,7 +340,7 @@ def test_a_deadline_that_passes_while_running_ends_that_caller_only() -> None:
         engine = Engine()
         async with opened(engine) as batcher:
             with engine.held():
-                hasty = asyncio.create_task(batcher.submit(1, time.monotonic() + 0.04))
+                hasty = batcher.submit(1, time.monotonic() + 0.04)
                 (patient,) = send(batcher, 2)
                 await until(lambda: batcher.in_flight > 0)
                 with pytest.raises(DeadlineExceeded):
@@ -410,20 +412,6 @@ def test_closing_ends_the_threads() -> None:
     play(scene())
 
 
-def test_a_batcher_is_closed_before_it_starts_and_starts_once() -> None:
-    async def scene() -> None:
-        batcher = Batcher(Engine(), max_batch=1, max_queue=1)
-        assert not batcher.healthy
-        with pytest.raises(Closed, match="not started"):
-            await batcher.submit(1, far())
-        async with opened(Engine()) as batcher:
-            assert batcher.healthy
-            with pytest.raises(RuntimeError):
-                await batcher.start()
-
-    play(scene())
-
-
 def test_two_lanes_run_at_once_each_in_its_own_thread() -> None:
     async def scene() -> None:
         engine = Engine()
@@ -461,15 +449,13 @@ def test_one_lane_keeps_to_one_thread() -> None:
     play(scene())
 
 
-def test_if_a_lane_dies_waiters_fail_and_healthy_turns_false() -> None:
+def test_if_the_batcher_fails_waiters_fail_and_healthy_turns_false() -> None:
     first, later = Engine(), Engine()
 
     def run(items: list[int]) -> list[int]:
         return (first if items == [1] else later)(items)
 
     def collapse(_: BatchRecord) -> None:
-        while not later.batches:  # the lane takes its next batch in a thread of its own
-            time.sleep(0.001)
         raise Collapse
 
     async def scene() -> None:
@@ -481,44 +467,35 @@ def test_if_a_lane_dies_waiters_fail_and_healthy_turns_false() -> None:
                 queued = await asyncio.gather(tasks[2], return_exceptions=True)
             assert [type(answer) for answer in queued] == [Closed]
             assert await results(tasks[:2]) == [2, 4]  # what was under way ends well
-            with pytest.raises(Closed, match="died"):
+            with pytest.raises(Closed, match="failed"):
                 await batcher.submit(4, far())
 
     play(scene())
 
 
-def test_a_lane_that_gets_no_thread_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, names = threading.Thread.start, list[str]()
-
-    def once(thread: threading.Thread) -> None:
-        names.append(thread.name)
-        if len(names) > 1:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
+def test_the_next_batch_begins_before_the_last_one_is_answered() -> None:
     async def scene() -> None:
-        batcher = Batcher(Engine(), max_batch=1, max_queue=1, lanes=2)
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", once)
-            with pytest.raises(RuntimeError, match="new thread"):
-                await batcher.start()
-        assert not batcher.healthy
-        await until(lambda: names[0] not in {thread.name for thread in threading.enumerate()})
+        engine, answered = Engine(), asyncio.Event()
+        async with opened(engine, max_batch=1) as batcher:
+            with engine.held():
+                first, second = await occupy(batcher, 1), *await line_up(batcher, 2)
+                first.add_done_callback(lambda _: answered.set())
+            await answered.wait()
+            assert batcher.depth == 0
+            assert await results([first, second]) == [2, 4]
 
     play(scene())
 
 
-def test_a_lane_that_dies_outside_a_call_fails_the_batch_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def collapse(*_: object) -> None:
-        raise Collapse
-
+def test_a_lane_whose_answer_nobody_waits_for_takes_the_next_batch() -> None:
     async def scene() -> None:
-        async with opened(Engine()) as batcher:
-            with monkeypatch.context() as patch:
-                patch.setattr("app.batching._call_and_time", collapse)
-                with pytest.raises(Closed, match="died"):
-                    await batcher.submit(1, far())
-            assert not batcher.healthy
+        engine = Engine()
+        async with opened(engine, max_batch=1) as batcher:
+            with engine.held():
+                gone = await occupy(batcher, 1)
+                gone.cancel()
+            assert (await batcher.submit(2, far())).result == 4
+        assert engine.batches == [[1], [2]]
 
     play(scene())
 
@@ -598,7 +575,7 @@ def test_every_batch_is_recorded_failed_ones_too() -> None:
             await asyncio.gather(*send(batcher, 1, 2, 13), return_exceptions=True)
 
     play(scene())
-    assert [(r.lane, r.size, r.depth, r.error) for r in records] == [("lane-0", 2, 1, None), ("lane-0", 1, 0, fault)]
+    assert [(r.lane, r.size, r.depth, r.error) for r in records] == [(0, 2, 1, None), (0, 1, 0, fault)]
     assert all(r.queue_s >= 0 and r.run_s >= 0 for r in records)
 
 
@@ -610,8 +587,8 @@ def test_nothing_is_kept_alive_by_the_batcher() -> None:
         raise RuntimeError("out of memory")
 
     async def scene() -> None:
-        batcher = Batcher(run, max_batch=2, max_queue=2)
-        await batcher.start()
+        lane = ThreadLane(run, "lane")
+        batcher = Batcher([lane], max_batch=2, max_queue=2)
         picture = Picture()
         remembered = weakref.ref(picture)
         with suppress(RuntimeError):
@@ -619,6 +596,7 @@ def test_nothing_is_kept_alive_by_the_batcher() -> None:
         del picture
         await until(lambda: remembered() is None)  # the thread lets go a moment after it has answered
         await batcher.close(grace_s=5)
+        lane.close()
 
     gc.disable()
     try:
@@ -627,8 +605,12 @@ def test_nothing_is_kept_alive_by_the_batcher() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("wrong", ["max_batch", "max_queue", "lanes"])
-def test_sizes_are_at_least_one(wrong: str) -> None:
-    sizes: dict[str, Any] = {"max_batch": 1, "max_queue": 1, "lanes": 1} | {wrong: 0}
+async def nothing(items: list[int]) -> list[int]:
+    return items
+
+
+@pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"max_queue": 0}, {"lanes": []}], ids=str)
+def test_sizes_are_at_least_one(wrong: dict[str, Any]) -> None:
+    sizes: dict[str, Any] = {"lanes": [nothing], "max_batch": 1, "max_queue": 1} | wrong
     with pytest.raises(ValueError, match="at least 1"):
-        Batcher(Engine(), **sizes)
+        Batcher(**sizes)

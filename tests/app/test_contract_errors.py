@@ -211,7 +211,8 @@ def test_a_refusal_at_the_door_reads_nothing_of_the_body(why: str) -> None:
 def test_no_spelling_of_a_path_goes_around_admission(path: str) -> None:
     with service() as serving:
         for other in (path + "%0A", path + "%0D%0A", path + "/", "/" + path):
-            refused(serving.client.post(other, content=picture(), headers=PNG), 404, "not_found")
+            url = f"{serving.client.base_url}{other}"  # whole: what begins with // would name a host
+            refused(serving.client.post(url, content=picture(), headers=PNG), 404, "not_found")
 
 
 def test_draining_refuses_new_work_and_turns_readiness_red(serving: Service) -> None:
@@ -369,20 +370,8 @@ def test_admission_stands_before_every_post() -> None:
     with service() as serving:
         paths = serving.client.get("/openapi.json").json()["paths"]
         posts = [path for path, methods in paths.items() if "post" in methods]
-        front = serving.client.app
-        (admission,) = [m for m in front.app.user_middleware if m.cls is Admission]
+        (admission,) = [m for m in serving.client.app.user_middleware if m.cls is Admission]
         assert set(posts) == set(admission.kwargs["paths"])
-
-
-def test_the_short_way_has_the_applications_guards_in_their_order() -> None:
-    with service() as serving:
-        front, guards = serving.client.app, []
-        guard = front.short
-        while hasattr(guard, "app"):
-            guards.append(type(guard))
-            guard = guard.app
-        assert guards == [m.cls for m in front.app.user_middleware]
-        assert Admission in guards
 
 
 @pytest.mark.parametrize(("deadline_ms", "status"), [("900", 503), ("3000", 200), (None, 200)])

@@ -1,8 +1,11 @@
 """One lane's process, from both ends: its loop in a thread with the fake engine, and its parent without one."""
 
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -20,28 +23,22 @@ class Lane(lane_process._Lane):
     engines: list[FakeEngine]
 
     def __init__(self, settings: Settings, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        self._stream, self.engine = Stream(ours), FakeEngine()
+        (self._socket, theirs), self._connection, self._process = socket.socketpair(), None, self
+        self.engine = FakeEngine()
         self.engines.append(self.engine)
-        threading.Thread(target=self._live, args=(Stream(theirs),), daemon=True).start()
+        threading.Thread(target=self._live, args=(theirs,), daemon=True).start()
 
-    def _live(self, stream: Stream) -> None:
+    def _live(self, end: socket.socket) -> None:
+        """``engine.error`` SystemExit: the process ends while it has a batch."""
+        stream = Stream(end)
         forward = Forward(self.engine, 10**6, lambda _: None)
         stream.send({"card": wire.put_card(CARD)})
-        try:
-            while self.engine.error is None or not isinstance(self.engine.error, SystemExit):
+        with end, suppress(EOFError, OSError, SystemExit):
+            while True:
                 lane_process._serve(stream, self.engine, forward)
-        except EOFError:
-            pass
-        stream.close()
 
-    def run(self, jobs, alone):
-        if isinstance(self.engine.error, SystemExit):
-            raise LaneDied("a lane's process ended with code 1")
-        return super().run(jobs, alone)
-
-    def close(self) -> None:
-        self._stream.close()
+    def wait(self, *_: float) -> int:
+        return 1
 
 
 @pytest.fixture
@@ -53,76 +50,88 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeEngine]]:
         engine.gate.set()
 
 
-def opened(lanes: int = 2, seen: list[float] | None = None) -> ProcessLanes:
-    return ProcessLanes(Settings(lanes=lanes), ([] if seen is None else seen).append)
+@asynccontextmanager
+async def opened(count: int = 2, seen: list[float] | None = None) -> AsyncIterator[ProcessLanes]:
+    run = await asyncio.to_thread(ProcessLanes, Settings(lanes=count), ([] if seen is None else seen).append)
+    try:
+        yield run
+    finally:
+        await run.close()
 
 
 def levels(outcomes: list) -> list[int]:
     return [25 * int(outcome.answer.indices[0]) for outcome in outcomes]
 
 
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 10))
+
+
 def test_a_batch_goes_there_and_comes_back_in_order(engines: list[FakeEngine]) -> None:
     seen: list[float] = []
-    lanes = opened(seen=seen)
-    outcomes = lanes([Job(picture(level), 1) for level in (200, 50, 100)])
-    assert levels(outcomes) == [200, 50, 100]
-    assert seen == [outcomes[0].model_s]
-    assert (lanes.card.name, lanes.card.lanes) == ("fake", 2)
-    lanes.close()
+
+    async def scene() -> None:
+        async with opened(seen=seen) as run:
+            outcomes = await run.lanes()[1]([Job(picture(level), 1) for level in (200, 50, 100)])
+            assert levels(outcomes) == [200, 50, 100]
+            assert seen == [outcomes[0].model_s]
+            assert (run.card.name, run.card.lanes, len(run.lanes())) == ("fake", 2, 2)
+
+    play(scene())
 
 
 def test_a_bad_image_is_its_own_error(engines: list[FakeEngine]) -> None:
-    lanes = opened()
-    bad, good = lanes([Job(b"none", 1), Job(picture(), 1)])
-    assert bad.code == "unsupported_media_type"
-    assert isinstance(good, Done)
-    lanes.close()
+    async def scene() -> None:
+        async with opened() as run:
+            bad, good = await run.lanes()[0]([Job(b"none", 1), Job(picture(), 1)])
+            assert bad.code == "unsupported_media_type"
+            assert isinstance(good, Done)
+
+    play(scene())
 
 
-def test_whoever_comes_alone_gets_the_first_lane_and_is_told_so(engines: list[FakeEngine]) -> None:
-    lanes = opened()
-    lanes([Job(picture(), 1)])
-    lanes([Job(picture(), 1)])
-    assert [engine.batches for engine in engines] == [[1, 1], []]
-    assert engines[0].crowded is False
-    lanes.close()
+def test_a_lane_is_told_whether_it_is_alone(engines: list[FakeEngine]) -> None:
+    async def scene() -> None:
+        async with opened() as run:
+            for engine in engines:
+                engine.gate.clear()
+            calls = [asyncio.ensure_future(lane([Job(picture(), 1)])) for lane in run.lanes()]
+            while [engine.batches for engine in engines] != [[1], [1]]:
+                await asyncio.sleep(0.001)
+            assert [engine.crowded for engine in engines] == [False, True]
+            for engine in engines:
+                engine.gate.set()
+            await asyncio.gather(*calls)
+            await run.lanes()[1]([Job(picture(), 1)])
+            assert engines[1].crowded is False
 
-
-def test_calls_side_by_side_have_a_lane_each_and_are_crowded(engines: list[FakeEngine]) -> None:
-    lanes = opened()
-    for engine in engines:
-        engine.gate.clear()
-    calls = [threading.Thread(target=lanes, args=([Job(picture(), 1)],)) for _ in range(2)]
-    for call in calls:
-        call.start()
-    while [engine.batches for engine in engines] != [[1], [1]]:
-        pass
-    assert [engine.crowded for engine in engines] == [False, True]
-    for engine in engines:
-        engine.gate.set()
-    for call in calls:
-        call.join(10)
-    lanes.close()
+    play(scene())
 
 
 def test_an_engine_that_raises_fails_its_batch_and_lives_on(engines: list[FakeEngine]) -> None:
-    lanes = opened(1)
-    engines[0].error = RuntimeError("out of memory")
-    with pytest.raises(EngineFailed):
-        lanes([Job(picture(), 1)])
-    assert levels(lanes([Job(picture(75), 1)])) == [75]
-    assert len(engines) == 1
-    lanes.close()
+    async def scene() -> None:
+        async with opened(1) as run:
+            (lane,) = run.lanes()
+            engines[0].error = RuntimeError("out of memory")
+            with pytest.raises(EngineFailed):
+                await lane([Job(picture(), 1)])
+            assert levels(await lane([Job(picture(75), 1)])) == [75]
+        assert len(engines) == 1
+
+    play(scene())
 
 
 def test_a_lane_that_dies_fails_its_batch_and_is_started_again(engines: list[FakeEngine]) -> None:
-    lanes = opened(1)
-    engines[0].error = SystemExit(1)
-    with pytest.raises(LaneDied):
-        lanes([Job(picture(), 1)])
-    assert len(engines) == 2
-    assert levels(lanes([Job(picture(75), 1)])) == [75]
-    lanes.close()
+    async def scene() -> None:
+        async with opened(1) as run:
+            (lane,) = run.lanes()
+            engines[0].error = SystemExit(1)
+            with pytest.raises(LaneDied, match="code 1"):
+                await lane([Job(picture(), 1)])
+            assert len(engines) == 2
+            assert levels(await lane([Job(picture(75), 1)])) == [75]
+
+    play(scene())
 
 
 def test_a_lane_that_cannot_start_stops_the_start() -> None:

@@ -23,16 +23,16 @@ class Both:
     def __init__(self, remote: RemoteBatcher, engine: FakeEngine, batcher: Batcher, server: asyncio.Server) -> None:
         self.remote, self.engine, self.batcher, self.server = remote, engine, batcher, server
 
-    def send(self, level: int = 100, seconds: float = 60.0, **asked: Any) -> asyncio.Task:
+    def send(self, level: int = 100, seconds: float = 60.0, **asked: Any) -> asyncio.Future:
         job = Job(picture(level), 1, **asked)
-        return asyncio.create_task(self.remote.submit(job, time.monotonic() + seconds))
+        return self.remote.submit(job, time.monotonic() + seconds)
 
 
 @asynccontextmanager
 async def opened(folder: Path, max_queue: int = 8) -> AsyncIterator[Both]:
     engine = FakeEngine()
-    batcher = Batcher(Forward(engine, 10**6, lambda _: None), max_batch=4, max_queue=max_queue)
-    await batcher.start()
+    forward = Forward(engine, 10**6, lambda _: None)
+    batcher = Batcher(forward.lanes(), max_batch=4, max_queue=max_queue)
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(lambda: EngineServer(batcher, CARD), folder / "engine")
     remote = await RemoteBatcher.connect(folder / "engine")
@@ -42,6 +42,7 @@ async def opened(folder: Path, max_queue: int = 8) -> AsyncIterator[Both]:
         engine.gate.set()
         remote.close()
         await batcher.close(5)
+        await forward.close()
         server.close()
 
 

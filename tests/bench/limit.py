@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from app import logs
+from app.batching import Lane
 from app.engine import Answer, Card, Label
-from app.forward import Done, Job
+from app.forward import Done, Job, Outcome
 from app.images import Picture
 from app.server import serve
 from app.services import lanes_here
@@ -39,11 +40,14 @@ class Nothing:
 
     card = CARD
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Done]:
-        return [Done(PICTURE, ANSWER, 0.0, 0.0) for _ in jobs]
+    def lanes(self) -> list[Lane[Job, Outcome]]:
+        return [self._answer] * CARD.lanes
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """There is nothing to close."""
+
+    async def _answer(self, jobs: Sequence[Job]) -> list[Done]:
+        return [Done(PICTURE, ANSWER, 0.0, 0.0) for _ in jobs]
 
 
 def body(folder: Path) -> Path:
