@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format bench gpu clean
+.PHONY: serve test check format screenshots bench gpu clean
 
 serve: $(VENV)/.serve
 	$(BIN)/nam serve --host $(HOST) --port $(PORT)
@@ -23,6 +23,10 @@ check: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet .
+
+# The README's pictures of the page; the Chinese one needs a Chinese font, such as Debian's fonts-wqy-microhei.
+screenshots: $(VENV)/.test
+	SCREENSHOTS=tests/e2e/screenshots $(BIN)/python -m pytest tests/e2e/test_page.py -k screenshot
 
 # HTTP beside the bare in-process loop, in one run; prints a table and writes tests/bench/results/.
 bench: $(VENV)/.test
@@ -42,7 +46,8 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y curl; } \
-	  || { echo "the tests of the README need curl"; exit 1; }
+	@{ command -v curl && { command -v chromium || command -v google-chrome; }; } >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends curl chromium; } \
+	  || { echo "the tests of the README need curl, those of the page need chromium"; exit 1; }
 	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[test]"
 	touch $@

@@ -85,7 +85,7 @@ def test_every_route_is_told(path: Path) -> None:
     with service() as serving:
         paths = serving.client.get("/openapi.json").json()["paths"]
     there = {(method.upper(), route) for route, methods in paths.items() for method in methods}
-    assert told == there | {("GET", "/docs")}
+    assert told == there | {("GET", "/"), ("GET", "/docs")}
 
 
 @BOTH

@@ -16,6 +16,7 @@ let again = null; // what "try again" and a new key do
 /** Run what may fail; where it does, say so in words. What was overtaken by a later photo says nothing. */
 async function attempt(step) {
   const mine = run;
+  byId("problem").hidden = byId("key").hidden = true;
   try {
     await step();
   } catch (error) {
@@ -28,6 +29,7 @@ async function attempt(step) {
 function show(problem, step) {
   again = step;
   busy(false);
+  viewer.settle();
   const keyWanted = problem.code === "unauthorized";
   byId("key").hidden = !keyWanted;
   byId("problem").hidden = false;
@@ -35,6 +37,7 @@ function show(problem, step) {
   byId("problem-detail").textContent = keyWanted ? "" : word("problem", problem.status, problem.detail, problem.id);
   byId("again").hidden = keyWanted || (problem.status >= 400 && problem.status < 500);
   byId("status").textContent = "";
+  byId("answer").scrollIntoView({ block: "nearest" });
   if (keyWanted) byId("key-text").focus();
 }
 
@@ -83,7 +86,6 @@ async function answer() {
 
 function clear() {
   viewer.hide();
-  byId("problem").hidden = byId("key").hidden = true;
   byId("labels").replaceChildren();
   byId("facts").textContent = "";
   byId("status").textContent = word("asking");
@@ -158,7 +160,6 @@ byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
   keepKey(byId("key-text").value.trim());
   byId("key-text").value = "";
-  byId("problem").hidden = byId("key").hidden = true;
   attempt(again);
 });
 for (const button of document.querySelectorAll("[data-lang]"))

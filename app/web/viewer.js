@@ -8,7 +8,8 @@ import { lang, word } from "./words.js";
 const GATE = "gate"; // the paper's map; every other kind is a `map_<kind>` of the answer
 const STILL = 0.005; // gates of a smaller standard deviation hardly modulate
 const UNIFORM = 1.01; // as nam/maps.py: below this, max(w) * C says that the weights are alike
-const WORDED = ["gate", "activation", "class"];
+const WORDED = ["product", "activation", "class", GATE];
+const FAITHFUL = ["product", "activation"]; // the most faithful first, as measured: README.md has the figures
 
 export class Viewer {
   #attempt; // runs what may fail, and says so where it does
@@ -30,10 +31,10 @@ export class Viewer {
       button.addEventListener("click", () => this.#attempt(() => this.#save(button.dataset.format)));
   }
 
-  /** What the service can draw, and which kind it holds for the most faithful. */
+  /** What the service can draw; it opens on the most faithful. */
   knows(card) {
-    this.#kinds = [GATE, ...card.methods];
-    this.#opensOn = this.#kind = this.#kinds.includes(card.default_method) ? card.default_method : GATE;
+    this.#opensOn = this.#kind = FAITHFUL.find((kind) => card.methods.includes(kind)) ?? GATE;
+    this.#kinds = [...new Set([this.#opensOn, ...card.methods, GATE])];
   }
 
   /** The query for the strip: every block's map of every kind and its effect, no channels. */
@@ -48,31 +49,34 @@ export class Viewer {
     byId("viewer").hidden = true;
   }
 
+  /** What was being fetched does not come. */
+  settle() {
+    byId("channels").ariaBusy = "false";
+    byId("channel-status").textContent = byId("take-status").textContent = "";
+  }
+
   /** Show a run: its `photo`, `picture` (null where it cannot be shown), `attention` and `signal`. */
   show(run) {
     this.#run = { ...run, channels: new Map() };
     byId("viewer").hidden = false;
-    this.#showNotes(run.attention.notes);
+    byId("notes").replaceChildren(...run.attention.notes.map((note) => make("li", { textContent: note })));
+    const none = run.attention.blocks.length === 0; // no NAM: the notes say so
+    for (const part of ["kinds", "kind-text", "strip", "block"]) byId(part).hidden = none;
+    if (none) return;
     this.#showKinds();
     this.#showStrip();
-    byId("block").hidden = run.attention.blocks.length === 0;
-    if (run.attention.blocks.length) this.#open(this.#first());
+    this.#open(this.#first());
   }
 
-  /** The block that was chosen last, else the one with a map of this kind whose gate does most. */
+  /** The block that was chosen last, else the middle one of those with a map of this kind: there it is most faithful. */
   #first() {
-    const blocks = this.#run.attention.blocks;
+    const { blocks } = this.#run.attention;
     const drawn = blocks.filter((block) => this.#mapOf(block));
-    const most = drawn.reduce((a, b) => (Math.abs(b.effect) > Math.abs(a.effect) ? b : a), drawn[0]);
-    return blocks.find((block) => block.name === this.#chosen) ?? most;
+    return drawn.find((block) => block.name === this.#chosen) ?? drawn[drawn.length >> 1] ?? blocks[0];
   }
 
   #mapOf(block) {
     return (this.#kind === GATE ? block.map : block[`map_${this.#kind}`]) ?? null;
-  }
-
-  #showNotes(notes) {
-    byId("notes").replaceChildren(...notes.map((note) => make("li", { textContent: note })));
   }
 
   // Kinds of map
@@ -84,15 +88,13 @@ export class Viewer {
       return make("label", {}, input, make("span", { textContent: nameOf(kind) }));
     });
     byId("kinds").replaceChildren(byId("kinds").firstElementChild, ...choices);
-    byId("kinds").hidden = this.#kinds.length < 2;
     this.#explainKind();
   }
 
   #explainKind() {
     const known = WORDED.includes(this.#kind);
     const text = known ? word(`${this.#kind}Text`) : word("otherText", this.#kind);
-    const measured = this.#kinds.length > 1 ? word("opensOn", nameOf(this.#opensOn)) : "";
-    byId("kind-text").textContent = `${text} ${measured}`;
+    byId("kind-text").textContent = `${text} ${word("opensOn", nameOf(this.#opensOn))}`;
   }
 
   #choose(kind) {
@@ -108,7 +110,6 @@ export class Viewer {
     const blocks = this.#run.attention.blocks;
     const most = Math.max(...blocks.map((block) => Math.abs(block.effect)));
     byId("strip").replaceChildren(...blocks.map((block) => this.#tile(block, most)));
-    byId("strip").hidden = blocks.length === 0;
   }
 
   #tile(block, most) {

@@ -1,7 +1,7 @@
 // Every word of the page, in both languages. A word that is a function is given the numbers and names that it speaks of.
 
 const en = {
-  tagline: "Labels a photo, and shows what its attention did.",
+  tagline: "Labels a photo, and shows its attention.",
   docs: "API",
   language: "Language",
 
@@ -20,7 +20,6 @@ const en = {
   labels: "Labels",
   waiting: "Five labels will stand here.",
   asking: "Asking for the labels…",
-  done: (ms) => `Labels after ${ms} ms.`,
   explaining: (ms) => `Labels after ${ms} ms. Asking for the attention…`,
   explained: (ms, after) => `Labels after ${ms} ms, attention after ${after} ms.`,
   facts: (image, model) => `${image.format}, ${image.width} × ${image.height} pixels · ${model}`,
@@ -36,15 +35,16 @@ const en = {
   attention: "Attention, block by block",
   kind: "Kind of map",
   gate: "NAM (paper)",
+  product: "Class × strength",
   activation: "Strength",
   class: "Class",
-  gateText: "The paper's map: the gates of all channels, averaged by the channels' weights.",
-  activationText: "Strength: the root mean square, over all channels, of what the block passes on.",
-  classText: "Class activation map: what each place adds to the score of the first label. Of the last block only.",
+  gateText: "The paper's map: the gates of all channels, averaged by the channels' weights. Measured, it points away from what the answer rests on.",
+  productText: "Where the last block speaks for the first label, times the strength of this block's features there.",
+  activationText: "The root mean square, over all channels, of what the block passes on.",
+  classText: "What each place of the last block adds to the score of the first label: its class activation map.",
   otherText: (name) => `The map that the service calls ${name}.`,
-  opensOn: (name) => `The page opens on “${name}”, the most faithful kind of those that were measured.`,
+  opensOn: (name) => `The page opens on “${name}”: of the kinds here, measured on the default weights, the most faithful.`,
   blocks: "Blocks, from the first to the last",
-  noBlocks: "This network has no gates to show.",
   noMap: "none",
   effectShort: (value) => `effect ${value}`,
   range: (low, high) => `${low} – ${high}`,
@@ -80,10 +80,10 @@ const en = {
 
   howToRead: "How to read it",
   howToReadText:
-    "A bright place in a map is where the block lets more of its features through; the bar beside it says in numbers how much the colours stand for. The effect says what that does: how far the score of the first label falls when the gates are held at their means.",
+    "A map shows where, the bar beside it how much: dark is the least value in this photo, light the greatest, and the line above the blocks says of what. The effect says what a gate does: how far the score of the first label falls when the gate is held at its mean.",
   notToRead: "What not to read into it",
   notToReadText:
-    "The gates do not know the labels and often move little, so a bright place is no proof that the label came from there. Where the range is narrow or the effect near zero, the pattern is there to see and does next to nothing.",
+    "Gates do not know the labels and may move little, so the paper's map shows where they are open, not why a label won. No map here proves a cause, and where the range is narrow or the effect near zero the pattern does next to nothing.",
 
   errors: {
     bad_request: "The service could not read what was sent. Is the file empty?",
@@ -110,7 +110,7 @@ const en = {
 };
 
 const zh = {
-  tagline: "识别照片，并展示注意力做了什么。",
+  tagline: "识别照片，并展示其注意力。",
   docs: "接口",
   language: "语言",
 
@@ -129,7 +129,6 @@ const zh = {
   labels: "标签",
   waiting: "五个标签会显示在这里。",
   asking: "正在请求标签……",
-  done: (ms) => `标签用时 ${ms} 毫秒。`,
   explaining: (ms) => `标签用时 ${ms} 毫秒。正在请求注意力……`,
   explained: (ms, after) => `标签用时 ${ms} 毫秒，注意力用时 ${after} 毫秒。`,
   facts: (image, model) => `${image.format}，${image.width} × ${image.height} 像素 · ${model}`,
@@ -145,15 +144,16 @@ const zh = {
   attention: "逐块的注意力",
   kind: "图的种类",
   gate: "NAM（论文）",
+  product: "类别 × 强度",
   activation: "强度",
   class: "类别",
-  gateText: "论文中的图：所有通道的门控按通道权重加权平均。",
-  activationText: "强度：该块输出在所有通道上的均方根。",
-  classText: "类别激活图：每个位置给第一个标签的得分加了多少。只有最后一块才有。",
+  gateText: "论文中的图：所有通道的门控按通道权重加权平均。实测表明，它指向的地方恰恰不是答案的依据。",
+  productText: "最后一块在哪里支持第一个标签，再乘以这一块的特征在那里的强度。",
+  activationText: "这一块的输出在所有通道上的均方根。",
+  classText: "最后一块的每个位置给第一个标签的得分加了多少，即类别激活图。",
   otherText: (name) => `服务称为 ${name} 的图。`,
-  opensOn: (name) => `页面默认显示“${name}”，它是实测中最忠实的一种。`,
+  opensOn: (name) => `页面默认显示“${name}”：用默认权重实测，它是这几种里最忠实的。`,
   blocks: "从第一块到最后一块",
-  noBlocks: "这个网络没有可展示的门控。",
   noMap: "无",
   effectShort: (value) => `影响 ${value}`,
   range: (low, high) => `${low} – ${high}`,
@@ -189,10 +189,10 @@ const zh = {
 
   howToRead: "怎么读",
   howToReadText:
-    "图中亮的地方，是这一块让更多特征通过的地方；旁边的色条用数字说明颜色代表多少。“影响”说明这有什么作用：把门控固定为均值后，第一个标签的得分会下降多少。",
+    "图说明在哪里，旁边的色条说明有多少：暗是这张照片中的最小值，亮是最大值，各块上方的一行字说明是什么的值。“影响”说明门控起什么作用：把它固定为均值后，第一个标签的得分会下降多少。",
   notToRead: "不要读出什么",
   notToReadText:
-    "门控并不知道标签，而且往往变化很小，所以亮的地方不能证明标签由此而来。范围窄或影响接近零时，图案看得见，却几乎不起作用。",
+    "门控不知道标签，变化也可能很小，所以论文的图只说明门控在哪里打开，不说明标签为何胜出。这里没有哪种图能证明因果；范围窄或影响接近零时，图案几乎不起作用。",
 
   errors: {
     bad_request: "服务读不懂发送的内容。文件是空的吗？",

@@ -395,7 +395,7 @@ def test_docs_load_nothing_from_elsewhere(serving: Service) -> None:
     page = serving.client.get("/docs")
     assert "unsafe-inline" not in page.headers["content-security-policy"]
     sources = [part.split('"')[0] for mark in ('src="', 'href="/') for part in page.text.split(mark)[1:]]
-    assert len(sources) == 3
+    assert len(sources) == 4
     assert "//" not in page.text
     for source in sources:
         asset = serving.client.get(source if source.startswith("/") else "/" + source)

@@ -1,18 +1,21 @@
-"""One real process with the shipped weights, and two photos of classes that they know."""
+"""One real process with the shipped weights, two photos of classes that they know, and a real browser."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 from skimage import data
 
 NAM = Path(sys.executable).parent / "nam"
@@ -65,3 +68,53 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, pixels in found.items():
         Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=92)
     return {name: folder / f"{name}.jpg" for name in found}
+
+
+@dataclass
+class Visit:
+    """A visitor's page, and what the browser said of it. ``refused``: answers that are errors are part of the test."""
+
+    page: Page
+    refused: bool = False
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(f"pageerror: {error}"))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def check(self, origin: str) -> None:
+        """Nothing in the console, nothing asked of anybody else."""
+        refusal = "error: Failed to load resource" if self.refused else "nothing"
+        assert [line for line in self.said if not line.startswith(refusal)] == []
+        assert [url for url in self.asked if not url.startswith((origin + "/", f"blob:{origin}/"))] == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, for one module's tests: Playwright keeps an event loop running in this thread, which
+    tests that run their own would trip over."""
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    assert found, "the tests of the page need chromium"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found)
+
+
+@pytest.fixture
+def visit(browser: Browser, serving: Process) -> Iterator[Callable[..., Page]]:
+    """From a context's options to the page, open; what the browser said of it is checked at the end."""
+    visits: list[tuple[Visit, str]] = []
+
+    def opened(origin: str = serving.url, path: str = "/", refused: bool = False, **options: Any) -> Page:
+        context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 900}} | options)
+        context.set_default_timeout(10_000)
+        visits.append((Visit(context.new_page(), refused), origin))
+        page = visits[-1][0].page
+        page.goto(origin + path)
+        return page
+
+    yield opened
+    for visit, origin in visits:
+        visit.check(origin)
+        visit.page.context.close()
