@@ -66,7 +66,7 @@ ONLY: dict[str, set[str]] = {
     "PIL": {"bench_command", "images", "jpeg", "cli"},
     "fastapi": {"api", "docs", "main", "page", "services"},
     "pydantic": {"schemas", "settings"},
-    "uvicorn": {"server"},
+    "uvicorn": {"protocol", "server"},
 }
 
 
