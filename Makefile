@@ -26,7 +26,7 @@ format: $(VENV)/.test
 
 # The README's pictures of the page; the Chinese one needs a Chinese font, such as Debian's fonts-wqy-microhei.
 screenshots: $(VENV)/.test
-	SCREENSHOTS=tests/e2e/screenshots $(BIN)/python -m pytest tests/e2e/test_page.py -k screenshot
+	SCREENSHOTS=tests/e2e/screenshots $(BIN)/python -m pytest tests/e2e/test_page_for_all.py -k screenshot
 
 # HTTP beside the bare in-process loop, in one run; prints a table and writes tests/bench/results/.
 bench: $(VENV)/.test

@@ -58,7 +58,6 @@ def headers(images: str = "'self'") -> dict[str, str]:
         "Content-Security-Policy": "; ".join(
             f"{what} {where}" for what, where in {**_POLICY, "img-src": images}.items()
         ),
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
         "Referrer-Policy": "no-referrer",
         "X-Frame-Options": "DENY",

@@ -77,7 +77,7 @@ async function answer() {
     byId("status").textContent = word("explaining", since());
     return since();
   });
-  const [picture, ms] = await Promise.all([showPhoto(photo), labelled]);
+  const [picture, ms] = await Promise.all([showPhoto(photo, control.signal), labelled]);
   const attention = await (await askPhoto(`/attention?${viewer.query}`, photo, control.signal)).json();
   viewer.show({ photo, picture, attention, signal: control.signal });
   byId("status").textContent = word("explained", ms, since());
@@ -87,15 +87,16 @@ async function answer() {
 function clear() {
   viewer.hide();
   byId("labels").replaceChildren();
-  byId("facts").textContent = "";
+  byId("facts").textContent = byId("first").textContent = "";
   byId("status").textContent = word("asking");
   busy(true);
 }
 
 /** The photo on the page; null where this browser cannot show it. */
-async function showPhoto(photo) {
+async function showPhoto(photo, signal) {
   await needCard();
   const picture = await readPhoto(photo.blob, card.input.crop);
+  signal.throwIfAborted(); // a later photo may have been read sooner
   byId("photo").classList.add("taken");
   byId("preview").hidden = picture === null;
   byId("no-preview").hidden = picture !== null;
@@ -109,7 +110,10 @@ async function showPhoto(photo) {
 function showLabels({ image, model, predictions }) {
   byId("labels").replaceChildren(...predictions.map(labelLine));
   byId("facts").textContent = word("facts", image, model);
+  byId("first").textContent = word("first", predictions[0].label, percent(predictions[0].probability));
 }
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 function labelLine({ label, class_id, probability }) {
   const line = make(
@@ -117,7 +121,7 @@ function labelLine({ label, class_id, probability }) {
     {},
     make("span", { className: "label", textContent: label }),
     make("span", { className: "id quiet", textContent: class_id }),
-    make("span", { className: "share", textContent: `${(100 * probability).toFixed(1)} %` }),
+    make("span", { className: "share", textContent: percent(probability) }),
     make("span", { className: "bar", ariaHidden: "true" }),
   );
   line.style.setProperty("--share", probability);

@@ -68,11 +68,13 @@ export class Viewer {
     this.#open(this.#first());
   }
 
-  /** The block that was chosen last, else the middle one of those with a map of this kind: there it is most faithful. */
+  /** The block that was chosen last, else the first of the last size but one: there maps are most faithful, as measured. */
   #first() {
     const { blocks } = this.#run.attention;
     const drawn = blocks.filter((block) => this.#mapOf(block));
-    return drawn.find((block) => block.name === this.#chosen) ?? drawn[drawn.length >> 1] ?? blocks[0];
+    const sizes = [...new Set(drawn.map((block) => block.height))];
+    const best = drawn.find((block) => block.height === sizes.at(-2)) ?? drawn[0] ?? blocks[0];
+    return drawn.find((block) => block.name === this.#chosen) ?? best;
   }
 
   #mapOf(block) {

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from skimage import data
+
+from tests.e2e.visitor import Open, Visit
 
 NAM = Path(sys.executable).parent / "nam"
 
@@ -70,27 +72,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jpg" for name in found}
 
 
-@dataclass
-class Visit:
-    """A visitor's page, and what the browser said of it. ``refused``: answers that are errors are part of the test."""
-
-    page: Page
-    refused: bool = False
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.said.append(f"pageerror: {error}"))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def check(self, origin: str) -> None:
-        """Nothing in the console, nothing asked of anybody else."""
-        refusal = "error: Failed to load resource" if self.refused else "nothing"
-        assert [line for line in self.said if not line.startswith(refusal)] == []
-        assert [url for url in self.asked if not url.startswith((origin + "/", f"blob:{origin}/"))] == []
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """The system's Chromium, for one module's tests: Playwright keeps an event loop running in this thread, which
@@ -102,7 +83,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser: Browser, serving: Process) -> Iterator[Callable[..., Page]]:
+def visit(browser: Browser, serving: Process) -> Iterator[Open]:
     """From a context's options to the page, open; what the browser said of it is checked at the end."""
     visits: list[tuple[Visit, str]] = []
 
