@@ -3,12 +3,12 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
 from app import errors, schemas
 from app.engine import AttentionAsk, Card
@@ -124,8 +124,9 @@ async def attention(
     image, deadline = await read_image(request), request.state.deadline
     served = await serve(services, image, k, deadline, ask_for(form, ask))
     language, most = _language(request, lang), services.settings.max_pixels
-    body = await in_pool(services, partial(render, form, card, served.done, image, language, most), deadline)
-    return Response(body, 200, {"Vary": "Accept, Accept-Language", **timing_headers([served])}, FORMS[form])
+    pieces = await in_pool(services, partial(render, form, card, served.done, image, language, most), deadline)
+    headers = {"Vary": "Accept, Accept-Language", "Content-Length": str(sum(map(len, pieces)))}
+    return StreamingResponse(_each(pieces), 200, headers | timing_headers([served]), FORMS[form])
 
 
 @router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=_problems(401))
@@ -194,6 +195,11 @@ def _answer(content: dict[str, Any], served: list[Served]) -> Response:
 
 def _json(content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return Response(schemas.to_json(content), 200, headers, "application/json")
+
+
+async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _top_k(request: Request, services: Services, top_k: int) -> int:

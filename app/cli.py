@@ -93,11 +93,11 @@ def attention(arguments: argparse.Namespace) -> int:
         methods=frozenset(_known(engine.card.methods, arguments.method)),
     )
     done = _answer(engine, data, settings, 5, ask_for(form, ask))
-    written = render(form, engine.card, done, data, arguments.lang, settings.max_pixels)
+    pieces = render(form, engine.card, done, data, arguments.lang, settings.max_pixels)
     if output is None:
-        sys.stdout.buffer.write(written)
+        sys.stdout.buffer.writelines(pieces)
         return 0
-    output.write_bytes(written)
+    output.write_bytes(b"".join(pieces))
     print(_table(arguments.image, predict_answer(engine.card, done, arguments.lang)))
     print(f"wrote {output}", file=sys.stderr)
     return 0

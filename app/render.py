@@ -1,7 +1,7 @@
 """An attention in the form that its caller reads: JSON, arrays, a picture. Each says the same numbers.
 
-All of it is written in a thread, and no single step of it holds the interpreter's lock for long: what is large is
-written map by map.
+All of it is written in a thread, and no single step of it holds the interpreter's lock for long: JSON, which maps of
+every channel make 9 MB of, is written map by map and comes in a piece a block.
 """
 
 import io
@@ -30,21 +30,23 @@ def ask_for(form: str, ask: AttentionAsk) -> AttentionAsk:
     return replace(ask, maps=maps.get(form, ask.maps))
 
 
-def render(form: str, card: Card, done: Done, image: bytes, language: Language, max_pixels: int) -> bytes:
-    """``image``: encoded, as it was sent: a picture shows it larger than the network does. Its labels are English."""
+def render(form: str, card: Card, done: Done, image: bytes, language: Language, max_pixels: int) -> list[bytes]:
+    """In pieces. ``image``: encoded, as it was sent: a picture shows it larger than the network does, in English."""
     if form == "png":
         photo = decode(image, size=PHOTO, crop=card.crop, max_pixels=max_pixels)
-        return draw(photo.pixels, attention_answer(card, done, "en"))
+        return [draw(photo.pixels, attention_answer(card, done, "en"))]
     content = attention_answer(card, done, language)
-    return to_npz(content) if form == "npz" else to_json(content)
+    return [to_npz(content)] if form == "npz" else to_json(content)
 
 
-def to_json(content: dict[str, Any]) -> bytes:
-    """Array by array: one call for all would hold the lock for as long as it takes."""
-    return orjson.dumps(content, default=_in_pieces)
+def to_json(content: dict[str, Any]) -> list[bytes]:
+    """``blocks``, the last member, block by block."""
+    rest = {key: value for key, value in content.items() if key != "blocks"}
+    pieces = [orjson.dumps(block, default=_map_by_map) for block in content["blocks"]]
+    return [orjson.dumps(rest)[:-1] + b',"blocks":[' + b"".join(pieces[:1]), *(b"," + p for p in pieces[1:]), b"]}"]
 
 
-def _in_pieces(value: Any) -> Any:
+def _map_by_map(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim > 2:
         return list(value)
     if isinstance(value, np.ndarray | np.generic):

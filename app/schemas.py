@@ -172,8 +172,8 @@ def attention_answer(card: Card, done: Done, language: Language) -> dict[str, An
     shapes = {block.name: block for block in card.blocks}
     return {
         **predict_answer(card, done, language),
-        "blocks": [_block_answer(shapes[block.name], block) for block in done.answer.blocks],
         "notes": list(card.notes),
+        "blocks": [_block_answer(shapes[block.name], block) for block in done.answer.blocks],
     }
 
 

@@ -25,7 +25,7 @@ def done(ask: AttentionAsk = FULL) -> Done:
 
 
 def rendered(form: str, ask: AttentionAsk = FULL, language: schemas.Language = "en") -> bytes:
-    return render.render(form, CARD, done(render.ask_for(form, ask)), IMAGE, language, 10**6)
+    return b"".join(render.render(form, CARD, done(render.ask_for(form, ask)), IMAGE, language, 10**6))
 
 
 def arrays(ask: AttentionAsk = FULL) -> dict[str, np.ndarray]:
@@ -46,7 +46,13 @@ def test_json_holds_the_lock_for_one_map_at_a_time(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_no_json_is_refused() -> None:
     with pytest.raises(TypeError):
-        render.to_json({"set": {1}})
+        render.to_json({"blocks": [{"set": {1}}]})
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_json_is_whole_for_any_number_of_blocks(blocks: int) -> None:
+    told = orjson.loads(rendered("json", AttentionAsk(frozenset(sorted(ALL)[:blocks]))))
+    assert [block["name"] for block in told["blocks"]] == sorted(ALL)[:blocks]
 
 
 def test_the_arrays_are_the_jsons_numbers_by_the_same_names() -> None:
