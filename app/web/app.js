@@ -78,6 +78,7 @@ async function answer() {
     return since();
   });
   const [picture, ms] = await Promise.all([showPhoto(photo, control.signal), labelled]);
+  byId("no-preview").hidden = picture !== null; // known now: it is an image all the same
   const attention = await (await askPhoto(`/attention?${viewer.query}`, photo, control.signal)).json();
   viewer.show({ photo, picture, attention, signal: control.signal });
   byId("status").textContent = word("explained", ms, since());
@@ -86,6 +87,7 @@ async function answer() {
 
 function clear() {
   viewer.hide();
+  byId("no-preview").hidden = true;
   byId("labels").replaceChildren();
   byId("facts").textContent = byId("first").textContent = "";
   byId("status").textContent = word("asking");
@@ -97,9 +99,8 @@ async function showPhoto(photo, signal) {
   await needCard();
   const picture = await readPhoto(photo.blob, card.input.crop);
   signal.throwIfAborted(); // a later photo may have been read sooner
-  byId("photo").classList.add("taken");
+  byId("photo").classList.toggle("taken", picture !== null);
   byId("preview").hidden = picture === null;
-  byId("no-preview").hidden = picture !== null;
   if (picture !== null) drawPhoto(byId("preview"), picture);
   byId("preview").ariaLabel = word("preview", photo.name);
   byId("choose").dataset.word = "chooseAnother";

@@ -27,7 +27,7 @@ const en = {
   accuracy: (top1, images, classes) =>
     `On ${images} photos kept apart, the first of ${classes} labels is right for ${top1} %. It must choose one of them, whatever it is shown.`,
 
-  key: "This service wants a key",
+  key: "Key",
   badKey: "This key was not accepted. Another one?",
   useKey: "Use it",
   keyKept: "Kept in this tab until you close it, and sent to this service alone.",
@@ -49,7 +49,7 @@ const en = {
   blocks: "Blocks, from the first to the last",
   noMap: "none",
   effectShort: (value) => `effect ${value}`,
-  range: (low, high) => `${low} – ${high}`,
+  range: (low, high) => `${low}\u2009–\u2009${high}`,
   blockTitle: (block) => `${block.name}: ${block.channels} channels, ${block.height} × ${block.width}`,
   mapText: (name, low, high) => `${name}, from ${low} (dark) to ${high} (light).`,
   noMapText: "There is no map of this kind in this block.",
@@ -89,7 +89,7 @@ const en = {
 
   errors: {
     bad_request: "The service could not read what was sent. Is the file empty?",
-    unauthorized: "The service wants a key.",
+    unauthorized: "This service wants a key.",
     not_found: "The service does not have what was asked for.",
     method_not_allowed: "The service does not answer this kind of request.",
     not_acceptable: "The service cannot answer in this format.",
@@ -138,7 +138,7 @@ const zh = {
   accuracy: (top1, images, classes) =>
     `在 ${images} 张未参与训练的照片上，${classes} 个标签中排第一的有 ${top1} % 是对的。无论看到什么，它都只能从中选一个。`,
 
-  key: "此服务需要密钥",
+  key: "密钥",
   badKey: "这个密钥未被接受。换一个？",
   useKey: "使用",
   keyKept: "只保存在本标签页，关闭即失效；只发送给此服务。",
@@ -159,7 +159,7 @@ const zh = {
   blocks: "从第一块到最后一块",
   noMap: "无",
   effectShort: (value) => `影响 ${value}`,
-  range: (low, high) => `${low} – ${high}`,
+  range: (low, high) => `${low}\u2009–\u2009${high}`,
   blockTitle: (block) => `${block.name}：${block.channels} 个通道，${block.height} × ${block.width}`,
   mapText: (name, low, high) => `${name}，从 ${low}（暗）到 ${high}（亮）。`,
   noMapText: "这一块没有这种图。",
@@ -199,7 +199,7 @@ const zh = {
 
   errors: {
     bad_request: "服务读不懂发送的内容。文件是空的吗？",
-    unauthorized: "服务需要密钥。",
+    unauthorized: "此服务需要密钥。",
     not_found: "服务没有所请求的内容。",
     method_not_allowed: "服务不接受这种请求。",
     not_acceptable: "服务不能以这种格式回答。",
