@@ -115,8 +115,12 @@ async def attention(
     method: Annotated[list[str] | None, Query(description="Further kinds of map; GET /model lists them.")] = None,
     format: Annotated[str | None, Query(description="`json`, `png` or `npz`; beats Accept.")] = None,
 ) -> Response:
-    """One image's labels and, block by block, its NAM gates: weights, statistics, maps; as JSON, as a picture or as
-    NumPy's arrays."""
+    """One image's labels and, block by block, its NAM gates: weights, statistics, maps.
+
+    As JSON; as a picture, whose labels are English with their class ids whatever `lang` is; or as NumPy's arrays, every
+    channel's map among them, named as in the JSON: `predictions.probability`, `layer1.0/gates.mean`,
+    `layer1.0/channel_maps`, `layer1.0/top_channels.weight`.
+    """
     card, form, k = services.engine.card, _form(request, format), _top_k(request, services, top_k)
     chosen = frozenset(_known("method", card.methods, method))
     ask = AttentionAsk(_blocks(card, block), top_channels, maps, effects, channel_effects, chosen)

@@ -1,5 +1,6 @@
 """The product from end to end: a real process, the shipped weights, full-size photos of known classes."""
 
+import io
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.e2e.conftest import NAM, Process, start
 
@@ -45,6 +47,20 @@ def test_the_attention_is_alive_and_adds_up(serving: Process, photos: dict[str, 
         assert block["gates"]["std"] > 0.02  # the faithful module's stay below 0.004
         assert isinstance(block["effect"], float)
     assert max(abs(block["effect"]) for block in answer["blocks"]) > 0.05
+
+
+def test_an_attention_comes_whole_in_every_form(serving: Process, photos: dict[str, Path]) -> None:
+    query = "/attention?block=layer3.1&block=layer4.1&top_channels=3&effects=true&channel_effects=true&method=class"
+    told = ask(serving, query, photos["cat"]).json()
+    with np.load(io.BytesIO(ask(serving, query + "&format=npz", photos["cat"]).content), allow_pickle=False) as arrays:
+        for block in told["blocks"]:
+            effects = [channel["effect"] for channel in block["top_channels"]]
+            assert np.allclose(arrays[f"{block['name']}/top_channels.effect"], effects, atol=1e-4)
+            assert 0 < max(map(abs, effects)) < 1
+            assert arrays[f"{block['name']}/channel_maps"].shape[0] == block["channels"]
+        assert np.allclose(arrays["layer4.1/map_class"], told["blocks"][1]["map_class"], atol=0.01)
+    with Image.open(io.BytesIO(ask(serving, query + "&format=png", photos["cat"]).content)) as figure:
+        assert figure.width > 800
 
 
 def test_concurrent_callers_get_their_own_answers_and_share_batches(serving: Process, photos: dict[str, Path]) -> None:

@@ -49,7 +49,8 @@ def pixels(count: int) -> np.ndarray:
 
 def outputs(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled([images, np.full(len(images), -1)])
+    none = np.full(len(images), -1)
+    found = compiled([images, none, none])
     return {output.get_any_name(): found[output] for output in compiled.outputs}
 
 
