@@ -94,6 +94,12 @@ def _png(pixels: Pixels) -> bytes:
     )
 
 
+def range_words(low: float, high: float) -> tuple[str, str]:
+    """Four significant digits of both, or as many as tell them apart: a fp32 has nine."""
+    pairs = [(f"{low:#.{digits}g}", f"{high:#.{digits}g}") for digits in range(4, 10)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+
+
 def _kinds(blocks: list[dict[str, Any]]) -> list[str]:
     return sorted({key for block in blocks for key in block if key.startswith("map_")}) or ["map"]
 
@@ -103,7 +109,7 @@ def _map_tile(block: dict[str, Any], kind: str) -> _Tile:
     spread = f"gates {gates['min']:.3f} to {gates['max']:.3f}"
     title = " ".join([block["name"], *kind.split("_")[1:]])
     return _Tile(
-        np.asarray(block[kind], np.float32), title, [spread if effect is None else f"{spread}, effect {effect:+.3f}"]
+        np.asarray(block[kind], np.float32), title, [spread if effect is None else f"{spread}, effect {effect:+z.3f}"]
     )
 
 
@@ -116,7 +122,7 @@ def _channel_tiles(block: dict[str, Any]) -> list[_Tile]:
             [
                 f"channel {channel['channel']}",
                 f"weight {channel['weight']:.5f}",
-                *([] if channel["effect"] is None else [f"effect {channel['effect']:+.4f}"]),
+                *([] if channel["effect"] is None else [f"effect {channel['effect']:+z.5f}"]),
             ],
         )
         for i, channel in enumerate(channels)
@@ -171,8 +177,9 @@ def _lay(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: _Tile, dimmed: Imag
     layer = Image.fromarray(_TINTS[_steps(tile.values, low, high)]).resize(dimmed.size, Image.Resampling.NEAREST)
     sheet.paste(ImageChops.add(dimmed, layer), (x, y))
     sheet.paste(_bar(side), (x, y + side + 2))
-    pen.text((x, y + side + _BAR + 4), f"{low:.4g}", _QUIET, _font(12))
-    pen.text((x + side, y + side + _BAR + 4), f"{high:.4g}", _QUIET, _font(12), anchor="ra")
+    lowest, highest = range_words(low, high)
+    pen.text((x, y + side + _BAR + 4), lowest, _QUIET, _font(12))
+    pen.text((x + side, y + side + _BAR + 4), highest, _QUIET, _font(12), anchor="ra")
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nam.figure import PHOTO, colours, draw
+from nam.figure import PHOTO, colours, draw, range_words
 from tests.golden.make import GOLDEN_FIGURE, golden_answer, golden_square
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,19 @@ def test_colours_run_from_dark_to_light_with_the_numbers() -> None:
     assert (np.diff(lightness) > 0).all()
     assert ramp[0].tolist() == [13, 8, 60]
     assert ramp[-1].tolist() == [250, 245, 160]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.5, 0.66712345, ("0.5000", "0.6671")),
+        (0.49998, 0.50001, ("0.49998", "0.50001")),
+        (-1.5, 12.0, ("-1.500", "12.00")),
+        (0.5, 0.5, ("0.5000", "0.5000")),
+    ],
+)
+def test_a_range_is_told_in_as_many_digits_as_it_takes(low: float, high: float, words: tuple[str, str]) -> None:
+    assert range_words(low, high) == words
 
 
 def test_a_flat_map_is_drawn_flat() -> None:
