@@ -1,4 +1,7 @@
-"""The commands about models: ``nam train``, ``evaluate``, ``convert``, ``quantize``. They import torch late."""
+"""The commands about models: ``nam train``, ``evaluate``, ``convert``, ``quantize``, ``weights diff``.
+
+They import torch late.
+"""
 
 import argparse
 import dataclasses
@@ -18,6 +21,7 @@ def add_model_commands(commands: Any) -> None:
     _add_training(commands)
     _add_conversion(commands)
     _add_quantization(commands)
+    _add_weights(commands)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -46,7 +50,29 @@ def evaluate(arguments: argparse.Namespace) -> int:
         from nam.alive import liveness
 
         line["attention"] = liveness(model, split)
+    if arguments.faithfulness:
+        from nam.faithful import faithfulness
+
+        line["faithfulness"] = faithfulness(model, split, images=arguments.images)
     print(json.dumps(line))
+    return 0
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    from nam import weights
+    from nam.diff import compared, draw, table
+    from nam.diff import diff as run
+
+    (first, before), (second, after) = (weights.load(file) for file in (arguments.before, arguments.after))
+    both = compared(first, second)
+    if arguments.output:
+        arguments.output.write_bytes(draw(both, (before.name, after.name)))
+    if arguments.json:
+        cards = {"before": before, "after": after}
+        said = {side: {"weights": card.name, "sha256": card.sha256} for side, card in cards.items()}
+        print(json.dumps({**said, "blocks": run(both)}))
+    else:
+        print(table(run(both)))
     return 0
 
 
@@ -196,6 +222,12 @@ def _add_training(commands: Any) -> None:
         default=True,
         help="also what each block's attention is worth; takes long",
     )
+    added.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="also how faithful maps and channel weights are to what is computed; seconds an image",
+    )
+    added.add_argument("--images", type=positive, default=500, help="how many images of the split that asks for")
 
 
 def _add_conversion(commands: Any) -> None:
@@ -230,3 +262,16 @@ def _add_quantization(commands: Any) -> None:
     added.add_argument("--weights", help="a weights file, or the name of shipped weights")
     added.add_argument("--data", required=True, help="a folder with train/, or the name of a torchvision dataset")
     added.add_argument("--images", type=positive, default=500, help="how many of its training images")
+
+
+def _add_weights(commands: Any) -> None:
+    words = "what is in weights files"
+    group = commands.add_parser("weights", help=words, description=words)
+    inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    added = command(inner, diff, "the channel weights of two weights files, block by block")
+    added.add_argument("before", metavar="A", help="a weights file, or the name of shipped weights")
+    added.add_argument("after", metavar="B", help="another, of the same blocks")
+    added.add_argument(
+        "-o", "--output", type=Path, help="also a picture, PNG: a dot a channel, its weight in A and in B"
+    )
+    added.add_argument("--json", action="store_true", help="one JSON line in place of the table")

@@ -12,9 +12,12 @@ from PIL import Image
 from app import cli
 from app.model_commands import train_config
 from nam import evaluate as measure
+from nam import files
 from nam.alive import liveness
-from nam.build import Arch, Attention, ModelConfig, build
+from nam.build import Arch, Attention, ModelConfig, build, place
 from nam.data import load_split
+from nam.diff import compared, diff, draw, table
+from nam.faithful import faithfulness
 from nam.gated import Stem
 from nam.recipes import TrainConfig
 from nam.weights import Card, Label, load, save
@@ -125,6 +128,50 @@ def test_evaluate_without_nam_or_without_its_measures(
     code, out, _ = evaluate(capsys, written(colours, attention), colours, *flags)
     assert code == 0
     assert json.loads(out).get("attention") == (None if flags else [])
+
+
+def test_evaluate_asks_for_faithfulness_of_as_many_images(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = written(colours, "nam")
+    flags = ["--no-attention", "--faithfulness", "--images", "3"]
+    said = json.loads(evaluate(capsys, weights, colours, *flags)[1])["faithfulness"]
+    model = place(load(weights)[0], torch.device("cpu"))
+    assert said["images"] == 3
+    assert said == json.loads(json.dumps(faithfulness(model, load_split(str(colours), "held", 16), images=3)))
+    assert evaluate(capsys, written(colours, "se"), colours, "--faithfulness")[0] == 2
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """Weights of ResNet-20 with NAM, and the same with other scales in the first block."""
+    config = ModelConfig("resnet20", 1, 16, "nam")
+    model = build(config)
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.safetensors", model, Card(name, config, [Label("x", "x")]))
+        model.layer1[0].attention.channel.bn.weight.data[3] = 4
+    return str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")
+
+
+def test_weights_diff_as_a_table_as_json_and_as_a_picture(
+    two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "diff.png"
+    assert cli.main(["weights", "diff", *two, "-o", str(picture)]) == 0
+    both = compared(load(two[0])[0], load(two[1])[0])
+    assert capsys.readouterr().out == table(diff(both)) + "\n"
+    assert picture.read_bytes() == draw(both, ("a", "b"))
+    assert cli.main(["weights", "diff", *two, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["blocks"] == diff(both)
+    assert said["before"] == {"weights": "a", "sha256": load(two[0])[1].sha256}
+    assert said["blocks"][0]["moved"] == 3
+
+
+def test_weights_diff_refuses_other_blocks_in_one_line(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["weights", "diff", two[0], files.DEFAULT]) == 2
+    line = "nam: the networks' blocks differ: layer1.0 has 16 channels in the first and 64 channels in the second\n"
+    assert capsys.readouterr().err == line
 
 
 def test_evaluate_refuses_in_one_line(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
