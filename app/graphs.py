@@ -15,7 +15,7 @@ from nam.files import WeightsError
 logger = logging.getLogger("nam.graphs")
 
 # Changes whenever nam/export.py writes something else: older graphs are then made anew.
-FORM = 3
+FORM = 4
 
 
 def graph_of(weights: Path, sha256: str, folder: Path) -> Path:

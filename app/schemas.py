@@ -87,8 +87,9 @@ class BlockAnswer(_Exact):
     """One block. ``weights``: |gamma_c| / sum |gamma|; ``map``: sum over c of w_c * gate_c, H x W (null without maps);
     ``effect``: the top class's logit, minus the same with this block's gate held at its mean over the image, channel by
     channel (null unless asked for); ``channel_maps``: every channel's gate, C x H x W, with ``maps=all`` only;
-    ``map_activation`` and ``map_class``, H x W, with ``method`` only: the energy of what NAM passes on, the root mean
-    square over channels of gate times feature; of the last block, what each pixel adds to the top class's logit."""
+    ``map_activation``, ``map_class`` and ``map_product``, H x W, with ``method`` only: the energy of what NAM passes
+    on, the root mean square over channels of gate times feature; of the last block, what each pixel adds to the top
+    class's logit; the one times the other, where the other is positive."""
 
     name: str
     channels: int
@@ -102,6 +103,7 @@ class BlockAnswer(_Exact):
     channel_maps: list[list[list[float]]] | None = None
     map_activation: list[list[float]] | None = None
     map_class: list[list[float]] | None = None
+    map_product: list[list[float]] | None = None
 
 
 class AttentionAnswer(PredictAnswer):

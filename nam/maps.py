@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nam.attention import NAM, ChannelNAM
 from nam.build import Model
@@ -63,10 +64,22 @@ def class_activation(model: Model, seen: Seen) -> dict[int, Tensor]:
     return {len(seen.gates) - 1: (seen.last.float() * weights[:, :, None, None]).sum(1)}
 
 
+def product(model: Model, seen: Seen) -> dict[int, Tensor]:
+    """Of every block, where it is active and the last block speaks for the best label: its activation, times the class
+    activation map, clipped at 0 and read at the block's size (bilinear)."""
+    (told,) = class_activation(model, seen).values()
+    speaks = told.clamp_min(0)[:, None]
+    return {
+        i: energy * F.interpolate(speaks, energy.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+        for i, energy in activation(model, seen).items()
+    }
+
+
 # Further kinds of map, from what a forward computes anyway: block by index, fp32 (B, H, W); not every block has each.
 METHODS: dict[str, Callable[[Model, Seen], dict[int, Tensor]]] = {
     "activation": activation,
     "class": class_activation,
+    "product": product,
 }
 
 

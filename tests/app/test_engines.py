@@ -36,7 +36,7 @@ CONFIG = ModelConfig("resnet20", 7, 32, weighting="unit-mean")
 WITHOUT = "the network has no NAM: there are no gates to show"
 ROOT = Path(__file__).parents[2]
 
-METHODS = ({"class", "activation"}, {"class"}, {"activation"})
+METHODS = ({"class", "activation", "product"}, {"class"}, {"product"})
 
 Start = Callable[..., Engine]
 

@@ -99,6 +99,25 @@ def test_the_activation_map_is_the_energy_of_what_each_gate_passes_on() -> None:
     assert [tuple(drawn[i].shape) for i in range(9)] == [(2, 32, 32)] * 3 + [(2, 16, 16)] * 3 + [(2, 8, 8)] * 3
 
 
+def test_the_product_is_the_activation_where_the_last_block_speaks_for_the_label() -> None:
+    model = lively(build(ModelConfig("resnet20", 6, 32)))
+    with torch.inference_mode():
+        seen = model.look(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+        drawn, energy, told = (
+            maps.product(model, seen),
+            maps.activation(model, seen),
+            maps.class_activation(model, seen),
+        )
+    torch.testing.assert_close(drawn[8], energy[8] * told[8].clamp_min(0))
+    assert drawn.keys() == energy.keys()
+    # Eight by eight, read twice as fine: a quarter of the way from one centre to the next.
+    read = told[8].clamp_min(0)
+    between = 0.75 * (0.75 * read[:, 3, 3] + 0.25 * read[:, 3, 4]) + 0.25 * (
+        0.75 * read[:, 4, 3] + 0.25 * read[:, 4, 4]
+    )
+    torch.testing.assert_close(drawn[5][:, 7, 7], energy[5][:, 7, 7] * between)
+
+
 def test_missing_and_uniform_weights_are_said() -> None:
     assert maps.notes({}) == ["the network has no NAM: there are no gates to show"]
     assert maps.notes({"layer1.0": torch.tensor([0.2, 0.3, 0.5])}) == []
