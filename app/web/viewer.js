@@ -9,7 +9,7 @@ const GATE = "gate"; // the paper's map; every other kind is a `map_<kind>` of t
 const STILL = 0.005; // gates of a smaller standard deviation hardly modulate
 const UNIFORM = 1.01; // as nam/maps.py: below this, max(w) * C says that the weights are alike
 const WORDED = ["product", "activation", "class", GATE];
-const FAITHFUL = ["product", "activation"]; // the most faithful first, as measured: README.md has the figures
+const FAITHFUL = "product"; // as measured: README.md has the figures
 
 export class Viewer {
   #attempt; // runs what may fail, and says so where it does
@@ -33,7 +33,7 @@ export class Viewer {
 
   /** What the service can draw; it opens on the most faithful. */
   knows(card) {
-    this.#opensOn = this.#kind = FAITHFUL.find((kind) => card.methods.includes(kind)) ?? GATE;
+    this.#opensOn = this.#kind = card.methods.includes(FAITHFUL) ? FAITHFUL : GATE;
     this.#kinds = [...new Set([this.#opensOn, ...card.methods, GATE])];
   }
 
