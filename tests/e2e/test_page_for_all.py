@@ -1,14 +1,17 @@
 """The page for whoever comes: keyboard, phone, dark, Chinese, screen reader; and its pictures."""
 
+import io
 import os
 import re
 from pathlib import Path
 
+import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from tests.e2e.conftest import Process
 from tests.e2e.visitor import Open, first_label, take_example, upload
 
 
@@ -105,6 +108,21 @@ def test_screenshot(name: str, example: str, options: dict, visit: Open, tmp_pat
         picture.convert("RGB").save(target, quality=75)
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 256  # not a blank page
     assert target.stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("example", ["espresso", "cat", "officer"])
+def test_screenshot_of_the_gallery(example: str, serving: Process, tmp_path: Path) -> None:
+    """The picture that ``/attention`` answers, of three blocks; kept as the screenshots are."""
+    photo = httpx2.get(f"{serving.url}/web/examples/{example}.jpg").content
+    blocks = "&".join(f"block={name}" for name in ("layer1.1", "layer2.1", "layer3.0", "layer4.1"))
+    url = f"{serving.url}/attention?format=png&method=product&effects=true&top_channels=0&{blocks}"
+    answer = httpx2.post(url, content=photo, headers={"Content-Type": "image/jpeg"}, timeout=30)
+    assert answer.headers["content-type"] == "image/png"
+    target = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"gallery-{example}.webp"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert picture.width == 848
+        picture.convert("RGB").save(target, quality=80)
+    assert target.stat().st_size < 60_000
 
 
 def test_the_docs_work_under_the_pages_policy(visit: Open) -> None:

@@ -14,6 +14,7 @@ README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding=
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if "curl" in line
 ]
+FIRST_BYTES = {".png": b"\x89PNG", ".npz": b"PK"}
 
 
 def test_there_are_examples() -> None:
@@ -25,8 +26,11 @@ def test_an_example_works(command: str, serving: Process, photos: dict[str, Path
     shutil.copy(photos["cat"], tmp_path / "photo.jpg")
     line = command.replace("http://127.0.0.1:8000", serving.url)
     done = subprocess.run(["sh", "-ec", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    answer = json.loads(done.stdout)
     assert done.returncode == 0
+    if kept := re.search(r"-o (\S+)", line):
+        assert (tmp_path / kept[1]).read_bytes().startswith(FIRST_BYTES[Path(kept[1]).suffix])
+        return
+    answer = json.loads(done.stdout)
     assert "code" not in answer, answer
     for result in answer.get("results", [answer]):
         assert "predictions" in result or not {"image"} & set(result)
