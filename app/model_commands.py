@@ -1,4 +1,4 @@
-"""The commands about models: ``nam train``, ``evaluate``, ``convert``, ``quantize``, ``weights diff``.
+"""The commands about models: ``nam train``, ``evaluate``, ``convert``, ``export``, ``quantize``, ``weights diff``.
 
 They import torch late.
 """
@@ -20,6 +20,7 @@ def add_model_commands(commands: Any) -> None:
     """Declare them."""
     _add_training(commands)
     _add_conversion(commands)
+    _add_export(commands)
     _add_quantization(commands)
     _add_weights(commands)
 
@@ -66,7 +67,9 @@ def diff(arguments: argparse.Namespace) -> int:
     (first, before), (second, after) = (weights.load(file) for file in (arguments.before, arguments.after))
     both = compared(first, second)
     if arguments.output:
-        arguments.output.write_bytes(draw(both, (before.name, after.name)))
+        arguments.output.write_bytes(
+            draw(both, (f"{before.name} {before.sha256[:8]}", f"{after.name} {after.sha256[:8]}"))
+        )
     if arguments.json:
         cards = {"before": before, "after": after}
         said = {side: {"weights": card.name, "sha256": card.sha256} for side, card in cards.items()}
@@ -82,6 +85,21 @@ def convert(arguments: argparse.Namespace) -> int:
 
     known = {f.name for f in dataclasses.fields(Conversion)}
     print(json.dumps(run(Conversion(**{name: value for name, value in vars(arguments).items() if name in known}))))
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from nam import files
+
+    weights, ending = arguments.weights or files.DEFAULT, _ENDINGS[arguments.format]
+    if arguments.output.suffix != ending:
+        raise ValueError(f"{arguments.output}: the name of --format {arguments.format} ends in {ending}")
+    if arguments.format == "onnx":
+        from nam.onnx_export import export as run
+    else:
+        from nam.export import export as run
+    run(weights, arguments.output)
+    print(json.dumps({"weights": str(weights), "format": arguments.format, "graph": str(arguments.output)}))
     return 0
 
 
@@ -255,6 +273,18 @@ def _add_conversion(commands: Any) -> None:
     add("--std", type=floats, help="channel deviations, three numbers; else ImageNet's or CIFAR-10's")
     add("--labels", type=Path, help="a table class_id, en, zh in the order of the classes; else ImageNet's, or numbers")
     add("--name", help="the model's name in its card; else the output's")
+
+
+# The forms that nam export writes, and how their files' names end.
+_ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+def _add_export(commands: Any) -> None:
+    added = command(commands, export, "a graph for another runtime: labels, gates and maps, for any batch")
+    added.add_argument("--weights", help="a weights file, or the name of shipped weights (else the default)")
+    added.add_argument("--format", choices=list(_ENDINGS), default="onnx", help="what the graph is written as")
+    written = "the file to write, .onnx or .xml; OpenVINO's constants go beside it, as .bin"
+    added.add_argument("-o", "--output", type=Path, required=True, help=written)
 
 
 def _add_quantization(commands: Any) -> None:

@@ -156,13 +156,14 @@ def test_weights_diff_as_a_table_as_json_and_as_a_picture(
 ) -> None:
     picture = tmp_path / "diff.png"
     assert cli.main(["weights", "diff", *two, "-o", str(picture)]) == 0
-    both = compared(load(two[0])[0], load(two[1])[0])
+    (first, before), (second, after) = map(load, two)
+    both = compared(first, second)
     assert capsys.readouterr().out == table(diff(both)) + "\n"
-    assert picture.read_bytes() == draw(both, ("a", "b"))
+    assert picture.read_bytes() == draw(both, (f"a {before.sha256[:8]}", f"b {after.sha256[:8]}"))
     assert cli.main(["weights", "diff", *two, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["blocks"] == diff(both)
-    assert said["before"] == {"weights": "a", "sha256": load(two[0])[1].sha256}
+    assert said["before"] == {"weights": "a", "sha256": before.sha256}
     assert said["blocks"][0]["moved"] == 3
 
 
