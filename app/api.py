@@ -19,7 +19,8 @@ from app.uploads import read_image, read_images
 
 logger = logging.getLogger("nam.api")
 
-router = APIRouter()
+# An operation's name in the OpenAPI document, and so in generated clients, is its function's.
+router = APIRouter(generate_unique_id_function=lambda route: route.name)
 
 # What admission stands in front of.
 WORK = ("/predict", "/predict/batch", "/attention")
@@ -52,7 +53,8 @@ def _object(name: str, member: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": schemas.Problem.model_json_schema()}}
+    # By its name, which the answer to a batch defines: generated clients then have one class for all problems.
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": "A problem (RFC 9457).", "content": content} for status in statuses}
 
 
