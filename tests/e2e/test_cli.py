@@ -74,7 +74,9 @@ def test_check_says_that_all_is_well_or_not(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "predict", "attention", "check", "settings", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["serve", "predict", "attention", "check", "settings", "train", "evaluate", "export"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     assert f"usage: nam {command}" in nam(command, "--help").stdout
 
