@@ -3,7 +3,9 @@
 import hashlib
 from pathlib import Path
 
-SHIPPED = Path(__file__).parent.parent / "weights"
+_HERE = Path(__file__).parent
+# A wheel has them in this package; a checkout beside it, also where it is installed with -e.
+SHIPPED = _HERE / "shipped" if (_HERE / "shipped").is_dir() else _HERE.parent / "weights"
 DEFAULT = "resnet18-nam-tiny-imagenet"
 
 
