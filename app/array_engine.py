@@ -26,10 +26,12 @@ KINDS: tuple[Kind, ...] = ("labels", "gates", "methods")
 
 
 class ArrayEngine(Generic[Lane]):
-    """``lanes``: what one call at a time uses, whatever that is; as many calls as there are lanes may run at once."""
+    """``lanes``: what one call at a time uses, whatever that is; as many calls as there are lanes may run at once.
+    ``most_looks``: images in one call that looks at gates, whose outputs are much larger; none: as in any."""
 
-    def __init__(self, card: Card, lanes: list[Lane]) -> None:
+    def __init__(self, card: Card, lanes: list[Lane], most_looks: int | None = None) -> None:
         self.card, self.crowded = card, False
+        self._most_looks = most_looks or card.max_batch
         self._order = [(-block.weights).argsort(kind="stable").tolist() for block in card.blocks]
         self._lanes, self._idle, self._lock = tuple(lanes), lanes, threading.Lock()
 
@@ -49,7 +51,7 @@ class ArrayEngine(Generic[Lane]):
         with self._lane() as (lane, alone):
             for kind in KINDS:
                 places = [i for i, of_ask in enumerate(kinds) if of_ask == kind]
-                for chunk in _chunks(places, self.card.max_batch):
+                for chunk in _chunks(places, self._most(kind)):
                     some = [asks[i] for i in chunk]
                     outputs = self.infer(lane, [ask.pixels for ask in some], kind, alone=alone and len(asks) == 1)
                     answers |= zip(chunk, self._answers(some, outputs), strict=True)
@@ -61,9 +63,14 @@ class ArrayEngine(Generic[Lane]):
         blank = np.zeros((3, self.card.size, self.card.size), np.uint8)
         calls = [(1, True), *((count, False) for count in batches)]
         for lane, kind, (count, alone) in itertools.product(self._lanes, kinds, calls):
+            if count > self._most(kind):
+                continue
             outputs = self.infer(lane, [blank] * count, kind, alone=alone)
             if not all(np.isfinite(output).all() for output in outputs.values()):
                 raise EngineError("the warm-up gave numbers that are not finite")
+
+    def _most(self, kind: Kind) -> int:
+        return self.card.max_batch if kind == "labels" else self._most_looks
 
     def _kind(self, ask: Ask) -> Kind:
         if ask.attention is None or not self.card.blocks:
@@ -115,7 +122,7 @@ class ArrayEngine(Generic[Lane]):
             for look in looks
             for channel in [*([-1] if wanted.effects else []), *(look.top if wanted.channel_effects else [])]
         ]
-        effects = iter(self._effects(ask.pixels, label, holds))
+        effects = iter(self._effects(ask.pixels, label, holds)) if holds else iter(())
         return tuple(
             replace(
                 look,
@@ -128,7 +135,7 @@ class ArrayEngine(Generic[Lane]):
     def _effects(self, pixels: Pixels, label: int, holds: list[tuple[int, int]]) -> Floats:
         """What gates do for a label, as :func:`nam.maps.effects` has it; ``holds``: block and channel, n: (n,)."""
         pairs = np.array([(-1, -1), *holds], np.int64)
-        chunks = [pairs[start : start + self.card.max_batch] for start in range(0, len(pairs), self.card.max_batch)]
+        chunks = [pairs[start : start + self._most_looks] for start in range(0, len(pairs), self._most_looks)]
         of_label = np.concatenate([self.held(pixels, *chunk.T)[:, label] for chunk in chunks])
         effects: Floats = of_label[0] - of_label[1:]
         return effects

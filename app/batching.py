@@ -99,7 +99,8 @@ Lane = Callable[[list[Item]], Awaitable[Sequence[Result]]]
 
 class Batcher(Generic[Item, Result]):
     """Callers await what `submit` gives; lanes see lists of 1 to `max_batch` items, oldest first, and answer in the
-    same order. `on_batch` is called after every batch, failed ones too, and should be quick.
+    same order. `on_batch` is called after every batch, failed ones too, and should be quick. `cost`: how many ordinary
+    items an item is worth; a batch is worth `max_batch` at most, or is one item that is worth more.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_queue: int,
         on_batch: Callable[[BatchRecord], None] | None = None,
+        cost: Callable[[Item], int] = lambda _: 1,
     ) -> None:
         if min(max_batch, max_queue, len(lanes)) < 1:
             raise ValueError("max_batch, max_queue and the number of lanes are at least 1")
@@ -116,6 +118,7 @@ class Batcher(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._on_batch = on_batch
+        self._cost = cost
         self._queue: OrderedDict[_Waiter[Item, Result], None] = OrderedDict()  # can be left from the middle
         self._running: dict[int, list[_Waiter[Item, Result]]] = {}  # by the number of the lane
         self._calls: set[asyncio.Task[None]] = set()
@@ -232,11 +235,15 @@ class Batcher(Generic[Item, Result]):
         gone or out of time."""
         share = min(self._max_batch, math.ceil(len(self._queue) / among))
         batch: list[_Waiter[Item, Result]] = []
-        now = time.monotonic()
+        now, worth = time.monotonic(), 0
         while self._queue and len(batch) < share:
-            waiter, _ = self._queue.popitem(last=False)
+            waiter = next(iter(self._queue))
             if waiter.deadline > now and not waiter.future.done():
+                worth += self._cost(waiter.item)
+                if batch and worth > self._max_batch:
+                    break
                 batch.append(waiter)
+            del self._queue[waiter]
         return batch
 
     async def _run(self, number: int, batch: list[_Waiter[Item, Result]]) -> None:
@@ -253,6 +260,7 @@ class Batcher(Generic[Item, Result]):
         if error is not None:
             for waiter in batch:
                 waiter.fail(error)
+        self._learn(run_s, sum(self._cost(waiter.item) for waiter in batch))
         self._record(BatchRecord(number, len(batch), started_at - batch[0].queued_at, run_s, depth, error))
 
     def _ended(self, call: asyncio.Task[None]) -> None:
@@ -264,10 +272,12 @@ class Batcher(Generic[Item, Result]):
             self._fail(Closed(self._closed_because))
         self._see_whether_drained()
 
-    def _record(self, record: BatchRecord) -> None:
-        item_s = record.run_s / record.size
-        self._recent_run_s = 0.8 * (self._recent_run_s or record.run_s) + 0.2 * record.run_s
+    def _learn(self, run_s: float, worth: int) -> None:
+        item_s = run_s / worth
+        self._recent_run_s = 0.8 * (self._recent_run_s or run_s) + 0.2 * run_s
         self._recent_item_s = 0.8 * (self._recent_item_s or item_s) + 0.2 * item_s
+
+    def _record(self, record: BatchRecord) -> None:
         try:
             if self._on_batch is not None:
                 self._on_batch(record)

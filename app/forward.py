@@ -34,6 +34,14 @@ class Job:
     top_k: int
     attention: AttentionAsk | None = None
 
+    @property
+    def forwards(self) -> int:
+        """Images' worth of forwards: one, and where effects are asked for one for each gate that is held and one more
+        to compare with."""
+        if (ask := self.attention) is None or not (ask.effects or ask.channel_effects):
+            return 1
+        return 2 + len(ask.blocks) * (ask.effects + ask.channel_effects * ask.top_channels)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:

@@ -106,8 +106,8 @@ class _Lane:
                 )
             head, payload = await self._connection.ask({"jobs": told, "alone": alone}, parts)
         except OSError:
-            code = await asyncio.to_thread(self._process.wait)
-            raise LaneDied(f"a lane's process ended with code {code}") from None
+            await asyncio.to_thread(self.wait)
+            raise LaneDied(f"a lane's process ended with code {self._process.returncode}") from None
         if "outcomes" not in head:
             raise EngineFailed("the engine failed; the log says why")
         return wire.take_outcomes(head["outcomes"], payload)
@@ -145,7 +145,11 @@ class _Connection(asyncio.Protocol):
             raise ConnectionResetError
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.writelines(wire.message(head, parts))
-        return await self._answer
+        try:
+            return await self._answer
+        except asyncio.CancelledError:  # its answer will still come, and must not be taken for the next one's
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._transport is not None:

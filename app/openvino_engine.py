@@ -70,7 +70,8 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         lanes = lanes or cores
         try:
             weights = locate(path)
-            self._file = _graph(weights, cache, dtype)
+            self._exact = graph_of(weights, file_sha256(weights), cache)  # effects are small differences of logits
+            self._file = self._exact if dtype != "int8" else _int8_graph(weights, cache)
         except (WeightsError, OSError) as error:
             raise EngineError(str(error)) from error
         self._core = openvino.Core()
@@ -122,7 +123,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             return self._compiled[shape]
 
     def _compile(self, shape: _Shape) -> openvino.CompiledModel:
-        network = _part(self._core.read_model(self._file), shape.kind)
+        network = _part(self._core.read_model(self._exact if shape == _HELD else self._file), shape.kind)
         threads = self._wide if shape.wide else self._narrow
         if shape == _HELD:
             return self._core.compile_model(network, "CPU", {**threads, _HINT: "f32"})
@@ -130,11 +131,8 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
 
 
-def _graph(weights: Path, cache: Path, dtype: Dtype) -> Path:
-    sha256 = file_sha256(weights)
-    if dtype != "int8":
-        return graph_of(weights, sha256, cache)
-    if not (graph := int8_graph_of(sha256, cache)).is_file():
+def _int8_graph(weights: Path, cache: Path) -> Path:
+    if not (graph := int8_graph_of(file_sha256(weights), cache)).is_file():
         raise EngineError(f"int8 wants images to calibrate on: nam quantize --weights {weights} --data FOLDER, once")
     return graph
 

@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import Iterable
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app import batching, guards, schemas, serving
-from app.errors import InternalError, ServiceError
+from app.errors import Draining, InternalError, ServiceError
 from app.forward import Outcome
 from app.services import Services
 from app.uploads import not_empty
@@ -30,14 +31,21 @@ class Protocol(HttpToolsProtocol):
     """One connection. ``cycle`` is the request that the parser is at, in either way."""
 
     exchange: "_Exchange | None" = None  # the usual request that is not answered yet
+    _answering: RequestResponseCycle | None = None  # the last that the application began to answer
+    _unread: asyncio.TimerHandle | None = None  # runs while what was written is not read
 
     def on_headers_complete(self) -> None:
+        self._unset_keepalive_if_required()  # an answer within these same bytes has set it
         headers = guards.by_name(self.headers)
         if self._is_usual(headers):
             self.exchange = self.cycle = _Exchange(self, self.app_state["services"])  # type: ignore[assignment]
             self.exchange.begin(headers)
         else:
             super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         if isinstance(self.cycle, _Exchange):
@@ -56,12 +64,45 @@ class Protocol(HttpToolsProtocol):
         if self.exchange is not None:
             self.exchange.wait_for_more()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading(before=None)
+
+    def resume_writing(self) -> None:
+        self._stop_watching()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        self.pipeline.clear()
+        if self._answering is not None:  # which need not be the cycle that the parser is at
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         if self.exchange is not None:
             self.exchange.abandon()
         if isinstance(self.cycle, _Exchange):
             self.cycle = None  # type: ignore[assignment]
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The grace is over: what is under way is told so."""
+        super().shutdown()
+        if self.exchange is not None:
+            self.exchange.drain()
+
+    def _watch_reading(self, before: int | None) -> None:
+        """Whoever reads nothing of an answer for as long as a body may pause is cut, and its place is given back."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == before:
+            self.transport.abort()
+            return
+        idle_s = self.app_state["services"].settings.body_idle_ms / 1000
+        self._unread = self.loop.call_later(idle_s, self._watch_reading, unread)
+
+    def _stop_watching(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _is_usual(self, headers: guards.Headers) -> bool:
         return (
@@ -69,6 +110,7 @@ class Protocol(HttpToolsProtocol):
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused  # uvicorn's way waits for whoever does not read
             and not (self.expect_100_continue or self.parser.should_upgrade())
             and b"content-length" in headers
             and not any(name in headers for name in _ASKING)
@@ -77,7 +119,7 @@ class Protocol(HttpToolsProtocol):
 
 
 def _is_raw(media_type: bytes) -> bool:
-    return media_type.startswith((b"image/", b"application/octet-stream"))
+    return media_type.startswith(b"image/") or media_type.partition(b";")[0].rstrip() == b"application/octet-stream"
 
 
 class _Exchange:
@@ -98,7 +140,7 @@ class _Exchange:
         try:
             guards.check_key(self._services, headers)
             self._admitted = guards.Admitted(self._services, headers)
-        except ServiceError as error:
+        except Exception as error:
             self._fail(error)
 
     def take(self, piece: bytes) -> None:
@@ -134,8 +176,16 @@ class _Exchange:
             self._work.cancel()
         self._end(guards.CLIENT_GONE)
 
+    def drain(self) -> None:
+        self.keep_alive = False
+        if self._work is not None:
+            self._work.cancel()
+        self._fail(Draining())
+
     def _answer(self, work: asyncio.Future[batching.Served[Outcome]]) -> None:
         if self.response_complete:
+            if not work.cancelled():
+                work.exception()  # which nobody else will ask for
             return
         card = self._services.engine.card
         try:
@@ -154,7 +204,10 @@ class _Exchange:
             logger.error("request %s failed", self._id, exc_info=error)
             error = InternalError()
         told = guards.refusal(self._services, error, self._id)
-        lines = (b"%b: %b\r\n" % header for header in told.raw_headers if header[0] != b"content-length")
+        if told.headers.get("connection") == "close":
+            self.keep_alive = False
+        ours = (b"content-length", b"connection")  # which _write says itself
+        lines = (b"%b: %b\r\n" % header for header in told.raw_headers if header[0] not in ours)
         self._write(told.status_code, lines, bytes(told.body))
 
     def _write(self, status: int, lines: Iterable[bytes], body: bytes) -> None:
@@ -177,7 +230,7 @@ class _Exchange:
         """Whatever the end: nothing is held, and it is accounted for."""
         self.response_complete, self._connection.exchange = True, None
         self._stop_waiting()
-        self._pieces = []
+        self._pieces, self._work = [], None
         if self._admitted is not None:
             self._admitted.close()
         guards.account(self._services, "POST", PATH.decode(), status, time.monotonic() - self._started, self._id)

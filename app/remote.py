@@ -60,8 +60,8 @@ class RemoteBatcher(asyncio.Protocol):
             self._transport.close()
 
     def _expire(self, number: int) -> None:
-        if number in self._waiting:
-            self._waiting[number].set_exception(DeadlineExceeded("the deadline passed before there was a result"))
+        if (future := self._waiting.get(number)) is not None and not future.done():
+            future.set_exception(DeadlineExceeded("the deadline passed before there was a result"))
 
     def _leave(self, number: int, timer: asyncio.TimerHandle, future: Future) -> None:
         """Its end, whichever; the engine's process hears of one that it has not told itself."""

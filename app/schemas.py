@@ -43,7 +43,7 @@ class PredictAnswer(_Exact):
 
 
 class Problem(_Exact):
-    """RFC 9457 ``application/problem+json``."""
+    """RFC 9457 ``application/problem+json``. ``error``: ``detail`` once more, below /v2 only, as that protocol has it."""
 
     type: str
     title: str
@@ -51,6 +51,7 @@ class Problem(_Exact):
     detail: str
     code: str
     request_id: str
+    error: str | None = None
 
 
 class BatchError(_Exact):
@@ -88,8 +89,8 @@ class BlockAnswer(_Exact):
     ``effect``: the top class's logit, minus the same with this block's gate held at its mean over the image, channel by
     channel (null unless asked for); ``channel_maps``: every channel's gate, C x H x W, with ``maps=all`` only;
     ``map_activation``, ``map_class`` and ``map_product``, H x W, with ``method`` only: the energy of what NAM passes
-    on, the root mean square over channels of gate times feature; of the last block, what each pixel adds to the top
-    class's logit; the one times the other, where the other is positive."""
+    on, the root mean square over channels of gate times feature; of the last block, what each pixel says for the
+    top class, whose logit is the mean over pixels plus a constant; the one times the other, where that is positive."""
 
     name: str
     channels: int

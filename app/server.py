@@ -53,6 +53,7 @@ def serve(
         port=settings.port,
         loop="uvloop",
         http=Protocol,
+        ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
@@ -82,7 +83,11 @@ def lanes_here(open_run: OpenRun) -> OpenLanes:
             load.image_s, load.depth = batcher.item_s, batcher.depth
 
         batcher: Batcher[Job, Outcome] = Batcher(
-            run.lanes(), max_batch=run.card.max_batch, max_queue=settings.max_queue, on_batch=on_batch
+            run.lanes(),
+            max_batch=run.card.max_batch,
+            max_queue=settings.max_queue,
+            on_batch=on_batch,
+            cost=attrgetter("forwards"),
         )
         load.read_depth = lambda: batcher.depth
         try:

@@ -58,12 +58,14 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=64_000_000, ge=1, description="The most pixels of an image, read from its header before decoding."
     )
-    max_images: int = Field(default=32, ge=1, description="The most images in one request to /predict/batch.")
+    max_images: int = Field(default=32, ge=1, description="The most images in one request to /predict/batch or /v2.")
     timeout_ms: int = Field(
         default=30_000, ge=1, description="The deadline of a request; a caller's X-Timeout-Ms may shorten it."
     )
     body_idle_ms: int = Field(
-        default=10_000, ge=1, description="The longest pause between two pieces of a body; then 408."
+        default=10_000,
+        ge=1,
+        description="The longest pause between two pieces of a body, then 408; or of a caller's reading, then it is cut.",
     )
     drain_ms: int = Field(
         default=10_000, ge=0, description="After SIGTERM, how long accepted requests may take to finish."

@@ -1,4 +1,4 @@
-"""The numbers of an attention answer -> a picture to look at, as PNG. Byte-deterministic for one version of Pillow.
+"""The numbers of an attention answer -> a PNG to look at. Byte-deterministic for a version of Pillow and zlib.
 
 Above, the photo and its labels; then a tile a block, its map laid over the photo, and under it a colour bar with the
 map's true range: tiles are stretched to be seen, and the bar says by how much. Below, the last block's strongest

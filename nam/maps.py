@@ -55,7 +55,7 @@ def activation(model: Model, seen: Seen) -> dict[int, Tensor]:
 
 
 def class_activation(model: Model, seen: Seen) -> dict[int, Tensor]:
-    """Of the last block what each pixel adds to the best label's logit: the mean over pixels, plus the bias, is it.
+    """Of the last block what each pixel says for the best label: the mean over pixels, plus the bias, is its logit.
 
     Zhou et al. 2016, arXiv 1512.04150, equation 2, of the features that the network averages.
     """

@@ -77,9 +77,10 @@ async def opened(
     max_queue: int = 8,
     lanes: int = 1,
     on_batch: Callable[[BatchRecord], None] | None = None,
+    cost: Callable[[int], int] = lambda _: 1,
 ) -> AsyncIterator[Batcher[int, int]]:
     threads = [ThreadLane(run, f"lane-{number}") for number in range(lanes)]
-    batcher = Batcher(threads, max_batch=max_batch, max_queue=max_queue, on_batch=on_batch)
+    batcher = Batcher(threads, max_batch=max_batch, max_queue=max_queue, on_batch=on_batch, cost=cost)
     try:
         yield batcher
     finally:
@@ -603,6 +604,27 @@ def test_nothing_is_kept_alive_by_the_batcher() -> None:
         play(scene())
     finally:
         gc.enable()
+
+
+def test_what_costs_more_rides_with_fewer() -> None:
+    async def scene() -> None:
+        engine = Engine()
+        async with opened(engine, max_batch=4, cost=lambda item: item) as batcher:
+            assert await results(send(batcher, 1, 1, 2, 9, 1, 3, 1)) == [2, 2, 4, 18, 2, 6, 2]
+        assert engine.batches == [[1, 1, 2], [9], [1, 3], [1]]
+
+    play(scene())
+
+
+def test_the_pace_is_that_of_an_ordinary_item() -> None:
+    records: list[BatchRecord] = []
+
+    async def scene() -> None:
+        async with opened(Engine(), max_batch=1, on_batch=records.append, cost=lambda item: item) as batcher:
+            await batcher.submit(50, far())
+            assert batcher.item_s == pytest.approx(records[0].run_s / 50)
+
+    play(scene())
 
 
 async def nothing(items: list[int]) -> list[int]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app import forward
+from app.engine import AttentionAsk
 from app.errors import BadImage, InternalError, UnsupportedMediaType
 from app.forward import Decoded, Done, Forward, Job, timed_decode
 from tests.fakes import FakeEngine, picture
@@ -70,3 +71,17 @@ def test_each_step_is_timed_on_its_own(engine: FakeEngine) -> None:
     assert seen == [outcome.model_s]
     assert outcome.decode_s > 0
     assert np.array_equal(outcome.picture.pixels, decoded(100).picture.pixels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "forwards"),
+    [
+        (None, 1),
+        (AttentionAsk(frozenset("ab"), 8), 1),
+        (AttentionAsk(frozenset("ab"), 8, effects=True), 4),
+        (AttentionAsk(frozenset("ab"), 8, channel_effects=True), 18),
+        (AttentionAsk(frozenset("a"), 3, effects=True, channel_effects=True), 6),
+    ],
+)
+def test_a_job_is_worth_its_forwards(asked: AttentionAsk | None, forwards: int) -> None:
+    assert Job(b"", 5, asked).forwards == forwards

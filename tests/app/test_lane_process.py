@@ -37,8 +37,10 @@ class Lane(lane_process._Lane):
             while True:
                 lane_process._serve(stream, self.engine, forward)
 
-    def wait(self, *_: float) -> int:
-        return 1
+    returncode = 1
+
+    def wait(self) -> None:
+        """A thread ends with its socket."""
 
 
 @pytest.fixture
@@ -129,6 +131,25 @@ def test_a_lane_that_dies_fails_its_batch_and_is_started_again(engines: list[Fak
             with pytest.raises(LaneDied, match="code 1"):
                 await lane([Job(picture(), 1)])
             assert len(engines) == 2
+            assert levels(await lane([Job(picture(75), 1)])) == [75]
+
+    play(scene())
+
+
+def test_a_call_given_up_does_not_answer_the_next_one(engines: list[FakeEngine]) -> None:
+    async def scene() -> None:
+        async with opened(1) as run:
+            (lane,) = run.lanes()
+            engines[0].gate.clear()
+            call = asyncio.ensure_future(lane([Job(picture(200), 1)]))
+            while not engines[0].batches:
+                await asyncio.sleep(0.001)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            engines[0].gate.set()
+            with pytest.raises(LaneDied):
+                await lane([Job(picture(50), 1)])
             assert levels(await lane([Job(picture(75), 1)])) == [75]
 
     play(scene())

@@ -1,6 +1,5 @@
 """The usual request's short way, over real connections: whatever it answers, the endpoint would have answered."""
 
-import asyncio
 import json
 import socket
 import threading
@@ -44,7 +43,7 @@ class Server:
 
 
 @contextmanager
-def listening(**settings: Any) -> Iterator[Server]:
+def listening(*, timeout_keep_alive: int = 5, **settings: Any) -> Iterator[Server]:
     engine, load, short = FakeEngine(), Load(), list[_Exchange]()
     knobs = Settings(log_level="warning", **settings)
 
@@ -56,10 +55,18 @@ def listening(**settings: Any) -> Iterator[Server]:
     app = create_app(knobs, lanes_here(lambda s, on_forward: Forward(engine, s.max_pixels, on_forward)), load)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            app, http=Counted, log_config=None, lifespan="on", server_header=False, timeout_graceful_shutdown=1
+            app,
+            http=Counted,
+            loop="uvloop",
+            ws="none",
+            timeout_keep_alive=timeout_keep_alive,
+            log_config=None,
+            lifespan="on",
+            server_header=False,
+            timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         until(lambda: server.started)
         try:
@@ -100,12 +107,21 @@ def both(server: Server, body: bytes, headers: dict[str, str]) -> list[tuple[int
     [
         PNG,
         {"content-type": "application/octet-stream"},
+        {"content-type": "application/octet-stream ; q=1"},
         {"content-type": "image/jpeg; q=1"},
         {},
         PNG | {"connection": "close"},
         PNG | {"x-timeout-ms": "9000"},
     ],
-    ids=["image", "bytes", "with a parameter", "undeclared", "last of its connection", "deadline"],
+    ids=[
+        "image",
+        "bytes",
+        "bytes with a parameter",
+        "image with a parameter",
+        "undeclared",
+        "last of its connection",
+        "deadline",
+    ],
 )
 def test_it_answers_as_the_endpoint_does(server: Server, headers: dict[str, str]) -> None:
     one, other = both(server, picture(200), headers)
@@ -178,9 +194,10 @@ def test_it_is_counted_and_timed_like_any_other(server: Server) -> None:
         ("/predict", {"content-type": "application/json"}),
         ("/predict", PNG | {"content-encoding": "gzip"}),
         ("/predict", PNG | {"expect": "100-continue"}),
+        ("/predict", {"content-type": "application/octet-streamx"}),
         ("/attention", PNG),
     ],
-    ids=["query", "language", "json", "encoded", "expecting", "attention"],
+    ids=["query", "language", "json", "encoded", "expecting", "another type", "attention"],
 )
 def test_whoever_asks_for_more_goes_to_the_endpoint(server: Server, path: str, headers: dict[str, str]) -> None:
     httpx2.post(server.url + path, content=picture(), headers=headers)
@@ -269,6 +286,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(settings: dict[str, int], s
         connection.sendall(head(1000) + b"some")
         assert answers(connection, 1)[0][0] == status
         assert len(server.short) == 1
+        if status == 408:
+            assert connection.recv(1) == b""  # closed: a trickle would go on
 
 
 def test_a_body_that_goes_on_coming_is_waited_for() -> None:
@@ -279,6 +298,43 @@ def test_a_body_that_goes_on_coming_is_waited_for() -> None:
             threading.Event().wait(0.1)
             connection.sendall(image[place : place + 1 + len(image) // 6])
         assert answers(connection, 1)[0][0] == 200
+
+
+def ask_for_more_than_fits(connection: socket.socket) -> None:
+    """Two thousand answers of 20 kB: more than the buffers between the two hold."""
+    connection.settimeout(0.2)
+    with suppress(TimeoutError):
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+    connection.settimeout(10)
+
+
+def read_all(connection: socket.socket) -> int:
+    """How many bytes there are until the connection ends, however it does."""
+    count = 0
+    with suppress(ConnectionResetError):
+        while data := connection.recv(2**20):
+            count += len(data)
+    return count
+
+
+def test_a_caller_that_reads_nothing_is_cut() -> None:
+    with listening(body_idle_ms=200) as server, connected(server) as connection:
+        ask_for_more_than_fits(connection)
+        threading.Event().wait(1.0)
+        assert read_all(connection) < 20_000_000
+        assert server.post(picture()).status_code == 200
+
+
+def test_a_caller_that_reads_slowly_is_not() -> None:
+    with listening(body_idle_ms=400) as server, connected(server) as connection:
+        ask_for_more_than_fits(connection)
+        for _ in range(12):
+            threading.Event().wait(0.1)
+            left = 2**20
+            while left:
+                got = len(connection.recv(left))
+                assert got, "it was cut"
+                left -= got
 
 
 def held(server: Server) -> Callable[[], bool]:
@@ -342,3 +398,32 @@ def test_what_is_under_way_when_the_service_ends_is_told_so() -> None:
         waiting.join(10)
     assert [status for status, _ in told] == [503]
     assert json.loads(told[0][1])["code"] == "draining"
+
+
+def test_a_body_that_is_not_whole_when_the_service_ends_is_told_so() -> None:
+    with listening() as server, connected(server) as connection:
+        connection.sendall(head(1000) + b"some")
+        until(held(server))
+        server.end()
+        ((status, body),) = answers(connection, 1)
+        assert (status, json.loads(body)["code"]) == (503, "draining")
+
+
+def test_who_sends_without_reading_is_held_back() -> None:
+    many = 20_000
+    with listening(api_keys="one") as server, connected(server) as connection:
+        connection.settimeout(1)
+        with suppress(TimeoutError):
+            connection.sendall(head(0) * many)
+        assert len(server.short) < many // 2
+
+
+def test_an_early_answers_timer_does_not_end_the_next_request() -> None:
+    image = picture()
+    with listening(timeout_keep_alive=1) as server, connected(server) as connection:
+        server.engine.gate.clear()
+        connection.sendall(head(0) + head(len(image)) + image)
+        assert answers(connection, 1)[0][0] == 400
+        threading.Event().wait(1.5)
+        server.engine.gate.set()
+        assert answers(connection, 1)[0][0] == 200
