@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     body_idle_ms: int = Field(
         default=10_000,
         ge=1,
-        description="The longest pause between two pieces of a body, then 408; or of a caller's reading, then it is cut.",
+        description="The longest pause in sending a body, then 408, or in reading an answer, then the end.",
     )
     drain_ms: int = Field(
         default=10_000, ge=0, description="After SIGTERM, how long accepted requests may take to finish."
