@@ -32,9 +32,10 @@ screenshots: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.http
 
-# The engine's tests on a CUDA device.
+# On a CUDA device: the engine's tests, then its figures, tests/bench/results/cuda.json.
 gpu: $(VENV)/.test
 	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m tests.bench.cuda
 
 clean:
 	rm -rf $(VENV) build *.egg-info
