@@ -42,6 +42,22 @@ def summary(rounds: list[Found]) -> Found:
             "best_alone": alone,
         },
         "servers": {name: _server(rounds, name, best, alone) for name in sorted(servers, key=lambda n: n != "nam")},
+        "beside": {name: _beside(rounds, name) for name in servers if name != "nam" and "nam" in servers},
+    }
+
+
+def _beside(rounds: list[Found], name: str) -> Found:
+    """Ours over another's, within a round: images/s; and the other's p99 over ours. Above 1 ours is ahead."""
+    pairs = [(r["nam"]["callers"], r[name]["callers"]) for r in rounds]
+    return {
+        count: {
+            "throughput": spread(
+                ours[count]["throughput_per_s"] / other[count]["throughput_per_s"] for ours, other in pairs
+            ),
+            "p99": spread(other[count]["p99_ms"] / ours[count]["p99_ms"] for ours, other in pairs),
+        }
+        for count in rounds[0][name]["callers"]
+        if count in rounds[0]["nam"]["callers"]
     }
 
 
@@ -145,6 +161,17 @@ def _scenario(name: str, found: Found) -> str:
             ),
         )
     )
+    if told.get("beside"):
+        parts.append(
+            _table(
+                "ours beside | callers | images/s, ours over theirs | p99, theirs over ours",
+                (
+                    f"{n} | {count} | {_told(row['throughput'], 2)} | {_told(row['p99'], 2)}"
+                    for n, counts in told["beside"].items()
+                    for count, row in counts.items()
+                ),
+            )
+        )
     if any("attention" in s for s in servers.values()):
         parts.append(
             _table(
@@ -214,4 +241,7 @@ def _names(lost: dict[str, int], before: str = "") -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+    kept = json.loads(Path(sys.argv[1]).read_text())
+    for scenario in kept["scenarios"].values():
+        scenario["summary"] = summary(scenario["rounds"])
+    print(markdown(kept))
