@@ -90,6 +90,9 @@ def test_the_engine_serves_it_and_says_what_it_does_to_the_gates(
     assert np.allclose(answer.probabilities.sum(), 1, atol=1e-5)
     assert engine.card.notes[-1] == INT8_NOTE
     assert engine.card.facts["dtype"] == "int8"
+    exact = OpenVINOEngine(str(file), cache=tmp_path, dtype="float32", lanes=1, threads=1)
+    holds = np.arange(-1, 2), np.full(3, -1)
+    assert np.array_equal(engine.held(pixels(1)[0], *holds), exact.held(pixels(1)[0], *holds))  # effects are fp32
 
 
 def test_the_command_makes_what_the_engine_looks_for(
