@@ -3,20 +3,17 @@
 Permit first, no timer: a lane that is free takes whatever is queued, up to `max_batch`, and leaves to other free lanes
 their share. A lone item leaves at once; while the lanes are busy the queue grows, and with it the next batch.
 
-All of it is on one event loop. What a lane does with a batch it does elsewhere: in a thread (`ThreadLane`), in another
-process. Durations are in seconds; instants are of `time.monotonic()`, which is also the event loop's clock.
+All of it is on one event loop. What a lane does with a batch it does elsewhere: in a thread (`thread_lane.py`), in
+another process. Durations are in seconds; instants are of `time.monotonic()`, which is also the event loop's clock.
 """
 
 import asyncio
 import itertools
 import logging
 import math
-import queue
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -295,68 +292,14 @@ async def _results(
         if len(results) != expected:
             raise WrongResultCount(f"{len(results)} results for {expected} items")
     except BaseException as error:
-        return (), _carriable(error)
+        return (), carriable(error)
     return results, None
 
 
-def _carriable(error: BaseException) -> Exception:
+def carriable(error: BaseException) -> Exception:
     """`error` itself where a future can carry it to its callers without ending their tasks or the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     carried = RunFailed(f"run raised {type(error).__name__}")
     carried.__cause__ = error
     return carried
-
-
-class ThreadLane(Generic[Item, Result]):
-    """A lane that calls `run` in a thread of its own, so that a device can be owned by it.
-
-    The thread is a daemon: a call that never returns must not keep the process from ending.
-    """
-
-    def __init__(self, run: Callable[[list[Item]], Sequence[Result]], name: str) -> None:
-        self._run = run
-        self._calls: queue.SimpleQueue[tuple[list[Item], asyncio.Future[Sequence[Result]]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
-
-    def __call__(self, items: list[Item]) -> asyncio.Future[Sequence[Result]]:
-        future: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
-        self._calls.put((items, future))
-        return future
-
-    def close(self) -> None:
-        """The thread ends after what it was given."""
-        self._calls.put(None)
-
-    def _serve(self) -> None:
-        while self._serve_next():
-            pass
-
-    def _serve_next(self) -> bool:
-        """Its locals end with it: an idle lane holds no items."""
-        if (call := self._calls.get()) is None:
-            return False
-        items, future = call
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            future.get_loop().call_soon_threadsafe(_settle, future, *_outcome(self._run, items))
-        del call, items, future  # an error's traceback holds this frame, and the future the error
-        return True
-
-
-def _outcome(
-    run: Callable[[list[Item]], Sequence[Result]], items: list[Item]
-) -> tuple[Sequence[Result], Exception | None]:
-    """Returns also what `run` raises, so that nothing it does can end the lane."""
-    try:
-        return run(items), None
-    except BaseException as error:
-        return (), _carriable(error)
-
-
-def _settle(future: asyncio.Future[Sequence[Result]], results: Sequence[Result], error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(results)
-    else:
-        future.set_exception(error)

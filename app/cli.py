@@ -214,8 +214,6 @@ def _add_answers(commands: Any) -> None:
     added.add_argument(
         "--channel-effects", action="store_true", help="also what the strongest channels' gates do for it"
     )
-    added.add_argument(
-        "--method", action="append", default=[], help="a further kind of map, such as product"
-    )
+    added.add_argument("--method", action="append", default=[], help="a further kind of map, such as product")
     added.add_argument("--lang", choices=["en", "zh"], default="en", help="the labels' language")
     _add_engine(added)

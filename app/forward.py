@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.batching import Lane, ThreadLane
+from app.batching import Lane
 from app.engine import Answer, Ask, AttentionAsk, Card, Engine
 from app.errors import InternalError, ServiceError
 from app.images import Picture, decode
+from app.thread_lane import ThreadLane
 
 logger = logging.getLogger("nam.forward")
 

@@ -19,9 +19,9 @@ from app.batching import (
     QueueFull,
     RunFailed,
     Served,
-    ThreadLane,
     WrongResultCount,
 )
+from app.thread_lane import ThreadLane
 
 Answer = asyncio.Future[Served[int]]
 
