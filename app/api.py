@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from app import errors, schemas
 from app.engine import AttentionAsk, Card
+from app.guards import check_ready
 from app.render import FORMS, ask_for, render
 from app.services import Alive, Services
 from app.serving import Served, in_pool, serve, timing_headers
@@ -160,10 +161,7 @@ async def healthz() -> Response:
 @router.get("/readyz", response_model=schemas.Health, responses=_problems(503))
 async def readyz(services: Alive) -> Response:
     """Warm, not draining, and the engine's lanes live."""
-    if services.load.draining:
-        raise errors.Draining
-    if not services.batcher.healthy:
-        raise errors.NotReady
+    check_ready(services)
     return _json({"status": "ready"})
 
 

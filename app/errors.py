@@ -166,9 +166,10 @@ def of_code(code: str) -> type[ServiceError]:
     return next(kind for kind in ERRORS if kind.code == code)
 
 
-def problem(error: ServiceError, request_id: str) -> dict[str, str | int]:
-    """The members of an `application/problem+json` body, in the contract's order; `type` is a name, not an address."""
-    return {
+def problem(error: ServiceError, request_id: str, path: str = "") -> dict[str, str | int]:
+    """The members of an `application/problem+json` body, in the contract's order; `type` is a name, not an address.
+    Below `/v2` there is one more, which the clients of that protocol read."""
+    members: dict[str, str | int] = {
         "type": f"urn:nam-serve:error:{error.code}",
         "title": error.title,
         "status": error.status,
@@ -176,3 +177,4 @@ def problem(error: ServiceError, request_id: str) -> dict[str, str | int]:
         "code": error.code,
         "request_id": request_id,
     }
+    return {**members, "error": error.detail} if path == "/v2" or path.startswith("/v2/") else members

@@ -114,19 +114,24 @@ def account(services: Services, method: str, route: str, status: int, seconds: f
         logger.info("%s %s %d %.1f ms %s", method, route, status, 1000 * seconds, id_)
 
 
-def refusal(services: Services, error: ServiceError, id_: str) -> Response:
+def refusal(services: Services, error: ServiceError, id_: str, path: str = "") -> Response:
     """The one shape of every error, RFC 9457; it is counted."""
     services.metrics.refusals.labels(error.code).inc()
     return Response(
-        orjson.dumps(problem(error, id_)), error.status, error.headers, media_type="application/problem+json"
+        orjson.dumps(problem(error, id_, path)), error.status, error.headers, media_type="application/problem+json"
     )
 
 
-def _refuse_if_unfit(services: Services) -> None:
+def check_ready(services: Services) -> None:
+    """Warm, not draining, and the engine's lanes live. Raises Draining, NotReady."""
     if services.load.draining:
         raise Draining
     if not services.batcher.healthy:
         raise NotReady
+
+
+def _refuse_if_unfit(services: Services) -> None:
+    check_ready(services)
     if (under_way := services.load.all_requests) >= services.settings.max_requests:
         raise Overloaded(f"{under_way} requests are under way already.")
 

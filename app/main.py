@@ -11,7 +11,7 @@ from fastapi.middleware import Middleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from app import api, docs, errors, guards, page
+from app import api, docs, errors, guards, oip, page
 from app.board import Load
 from app.middleware import Admission, Keys, RequestContext
 from app.services import OpenLanes, Services, open_services
@@ -30,7 +30,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         async with open_services(settings, open_lanes, load or Load()) as services:
             yield {"services": services}
 
-    routes = [route.path for router in (api.router, docs.router, page.router) for route in router.routes]  # type: ignore[attr-defined]
+    routes = [route.path for router in (api.router, oip.router, docs.router, page.router) for route in router.routes]  # type: ignore[attr-defined]
     app = FastAPI(
         title="NAM Serve",
         version=version("nam-serve"),
@@ -42,7 +42,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         middleware=[
             Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
             Middleware(Keys),
-            Middleware(Admission, paths=api.WORK),
+            Middleware(Admission, paths=(*api.WORK, *oip.WORK)),
         ],
         exception_handlers={
             errors.ServiceError: _service_error,
@@ -51,6 +51,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         },
     )
     app.include_router(api.router)
+    app.include_router(oip.router)
     app.include_router(docs.router)
     app.include_router(page.router)
     docs.mount_assets(app)
@@ -58,7 +59,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
 
 
 async def _service_error(request: Request, error: errors.ServiceError) -> Response:
-    return guards.refusal(request.state.services, error, request.state.request_id)
+    return guards.refusal(request.state.services, error, request.state.request_id, request.scope["path"])
 
 
 async def _bad_parameter(request: Request, error: RequestValidationError) -> Response:

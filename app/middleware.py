@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection
 
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import guards
@@ -23,12 +24,25 @@ from app.services import Services
 logger = logging.getLogger("nam.access")
 
 
+class Routes:
+    """Which of some routes a path is of, by the router's own patterns: the two cannot disagree."""
+
+    def __init__(self, routes: Collection[str]) -> None:
+        self._plain = frozenset(routes)
+        self._patterns = [(compile_path(route)[0], route) for route in routes if "{" in route]
+
+    def find(self, path: str) -> str | None:
+        if path in self._plain:
+            return path
+        return next((route for pattern, route in self._patterns if pattern.match(path)), None)
+
+
 class RequestContext:
     """Gives each request an id (a good one of the caller's is kept), measures and logs it, answers for its errors."""
 
     def __init__(self, app: ASGIApp, routes: Collection[str]) -> None:
         self.app = app
-        self.routes = frozenset(routes)
+        self.routes = Routes(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,11 +105,11 @@ class _Exchange:
             error = InternalError()
         if self.status:  # half an answer is out: closing the connection is the only honest end
             raise error
-        await guards.refusal(_services(self.scope), error, self.id)(self.scope, self.receive, self._send)
+        answer = guards.refusal(_services(self.scope), error, self.id, self.scope["path"])
+        await answer(self.scope, self.receive, self._send)
 
     def _account(self, seconds: float) -> None:
-        path = self.scope["path"]
-        route = path if path in self.owner.routes else "other"
+        route = self.owner.routes.find(self.scope["path"]) or "other"
         guards.account(_services(self.scope), self.scope["method"], route, self.status, seconds, self.id)
 
 
@@ -106,7 +120,7 @@ class Keys:
     (Starlette's BadHost, fixed in 1.0.1).
     """
 
-    OPEN = frozenset({"/", "/healthz", "/readyz"})
+    OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
     FILES = "/web/"  # of the page; they hold no secret
 
     def __init__(self, app: ASGIApp) -> None:
@@ -127,10 +141,10 @@ class Admission:
 
     def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
         self.app = app
-        self.paths = frozenset(paths)
+        self.paths = Routes(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
+        if scope["type"] != "http" or scope["method"] != "POST" or self.paths.find(scope["path"]) is None:
             await self.app(scope, receive, send)
             return
         admitted = guards.Admitted(_services(scope), guards.by_name(scope["headers"]))

@@ -26,7 +26,7 @@ class Served:
 
 
 async def serve(
-    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None = None
+    services: Services, image: bytes | Decoded, top_k: int, deadline: float, attention: AttentionAsk | None = None
 ) -> Served:
     """Raises a ServiceError; ``deadline`` is an instant of the event loop's clock."""
     try:
@@ -36,11 +36,11 @@ async def serve(
 
 
 def begin(
-    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None = None
+    services: Services, image: bytes | Decoded, top_k: int, deadline: float, attention: AttentionAsk | None = None
 ) -> asyncio.Future[batching.Served[Outcome]]:
     """The image on its way; for what the future has, :func:`finished`. Raises a BatcherError at once, or it has one:
     for that, :func:`refused`."""
-    if services.engine.card.lanes_decode and is_quick(image):
+    if isinstance(image, Decoded) or (services.engine.card.lanes_decode and is_quick(image)):
         return services.batcher.submit(Job(image, top_k, attention), deadline)
     return asyncio.ensure_future(_decoded_first(services, image, top_k, deadline, attention))
 

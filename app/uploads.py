@@ -20,7 +20,7 @@ _FORM = "multipart/form-data"
 _MAX_FIELDS = 16  # that are no files; none is used, a browser's form may have some
 
 # JSON larger than this is parsed in a thread: 20 MB would hold the event loop for a tenth of a second and more.
-_LONG = 2**16
+LONG = 2**16
 
 
 async def read_image(request: Request) -> bytes:
@@ -31,7 +31,7 @@ async def read_image(request: Request) -> bytes:
     if media_type == _FORM:
         return not_empty((await _parts(request, 1))[0])
     if media_type == _JSON:
-        return await _aside(await request.body(), lambda body: _base64(_member(body, "image")))
+        return await _aside(await request.body(), lambda body: from_base64(_member(body, "image")))
     raise UnsupportedMediaType(f"Send the image as image/* or {_RAW}, or in {_FORM} or {_JSON}; not as {media_type}.")
 
 
@@ -47,10 +47,14 @@ async def read_images(request: Request, most: int) -> list[bytes | BadRequest]:
 
 def _media_type(request: Request) -> str:
     """The declared type without its parameters; raw bytes where there is none (RFC 9110, section 8.3)."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMediaType("Bodies are accepted without a Content-Encoding.")
+    refuse_encoding(request)
     return request.headers.get("content-type", _RAW).partition(";")[0].strip().lower()
+
+
+def refuse_encoding(request: Request) -> None:
+    """Raises UnsupportedMediaType."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("Bodies are accepted without a Content-Encoding.")
 
 
 async def _parts(request: Request, most: int) -> list[bytes]:
@@ -70,7 +74,7 @@ async def _parts(request: Request, most: int) -> list[bytes]:
 
 
 async def _aside(body: bytes, parse: Callable[[bytes], T]) -> T:
-    return await asyncio.to_thread(parse, body) if len(body) > _LONG else parse(body)
+    return await asyncio.to_thread(parse, body) if len(body) > LONG else parse(body)
 
 
 def _list(body: bytes, most: int) -> list[bytes | BadRequest]:
@@ -89,7 +93,8 @@ def _member(body: bytes, name: str) -> Any:
         raise BadRequest(f'The body is not a JSON object with a member "{name}".') from error
 
 
-def _base64(text: Any) -> bytes:
+def from_base64(text: Any) -> bytes:
+    """An image. Raises BadRequest."""
     try:
         return not_empty(base64.b64decode(text, validate=True))
     except (binascii.Error, TypeError, ValueError) as error:
@@ -98,7 +103,7 @@ def _base64(text: Any) -> bytes:
 
 def _base64_or_error(text: Any) -> bytes | BadRequest:
     try:
-        return _base64(text)
+        return from_base64(text)
     except BadRequest as error:
         return error
 

@@ -413,6 +413,13 @@ def test_the_openapi_document_names_every_route(serving: Service) -> None:
         "/healthz",
         "/readyz",
         "/metrics",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}",
+        "/v2/models/{name}/ready",
+        "/v2/models/{name}/infer",
+        "/v2/models/{name}/explain",
     }
     assert set(paths["/predict"]["post"]["requestBody"]["content"]) == {
         "image/*",

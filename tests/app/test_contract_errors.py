@@ -207,7 +207,7 @@ def test_a_refusal_at_the_door_reads_nothing_of_the_body(why: str) -> None:
         assert status == (413 if why == "too large" else 503)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/attention"])
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/attention", "/v2/models/fake/infer"])
 def test_no_spelling_of_a_path_goes_around_admission(path: str) -> None:
     with service() as serving:
         for other in (path + "%0A", path + "%0D%0A", path + "/", "/" + path):

@@ -56,6 +56,13 @@ def test_every_error_becomes_the_same_shape_in_the_contracts_order(error: type[S
     assert members["type"] == f"urn:nam-serve:error:{error.code}"
 
 
+@pytest.mark.parametrize(
+    ("path", "there"), [("/v2", True), ("/v2/models/x", True), ("/v2x", False), ("/predict", False)]
+)
+def test_below_v2_the_detail_is_there_once_more(path: str, there: bool) -> None:
+    assert problem(BadImage(), "r-1", path).get("error") == (BadImage.sentence if there else None)
+
+
 def test_the_detail_is_the_raisers_own() -> None:
     error = BadImage("The image is upside down.")
     assert (str(error), error.detail, problem(error, "r-1")["detail"]) == ("The image is upside down.",) * 3
