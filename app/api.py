@@ -27,8 +27,10 @@ router = APIRouter(generate_unique_id_function=lambda route: route.name)
 WORK = ("/predict", "/predict/batch", "/attention")
 
 TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
-# Forwards of one image that one request for effects may take.
+# Channels that one request may have held, a forward each.
 _MOST_HELD = 256
+# Numbers in the maps of one answer: 32 MB as fp32, some 80 MB as JSON. Every gate of a ResNet-50 at 224 px is 5.5e6.
+_MOST_NUMBERS = 2**23
 
 Lang = Annotated[schemas.Language | None, Query(description="The labels' language; else Accept-Language.")]
 
@@ -232,12 +234,17 @@ def _check(card: Card, ask: AttentionAsk, form: str) -> None:
     """Raises BadParameter for what cannot be, or would take too long."""
     if form == "png" and ask.maps == "none":
         raise errors.BadParameter("A picture shows maps: maps is top or all, or format is another.")
-    channels = sum(min(ask.top_channels, block.channels) for block in card.blocks if block.name in ask.blocks)
+    blocks = [block for block in card.blocks if block.name in ask.blocks]
+    channels = sum(min(ask.top_channels, block.channels) for block in blocks)
     if ask.channel_effects and channels > _MOST_HELD:
         raise errors.BadParameter(
             f"channel_effects takes a forward for each channel, here {channels}; at most {_MOST_HELD}: "
             "ask for fewer top_channels, or name blocks."
         )
+    every, top = ask.maps == "all" or form == "npz", ask.maps != "none"
+    numbers = sum(b.height * b.width * (every * b.channels + top * min(ask.top_channels, b.channels)) for b in blocks)
+    if numbers > _MOST_NUMBERS:
+        raise errors.BadParameter(f"The maps are {numbers} numbers; at most {_MOST_NUMBERS}: name blocks.")
 
 
 def _form(request: Request, asked: str | None) -> str:
@@ -249,7 +256,7 @@ def _form(request: Request, asked: str | None) -> str:
         return next((ranges[name] for name in names if name in ranges), 0.0)
 
     best = asked or max(FORMS, key=quality)
-    if best not in FORMS or (asked is None and quality(best) <= 0):
+    if best not in FORMS or (not asked and quality(best) <= 0):
         told = ", ".join(f"{media_type} (format={form})" for form, media_type in FORMS.items())
         raise errors.NotAcceptable(f"The attention is answered as {told}.", headers={"Vary": "Accept"})
     return best

@@ -81,11 +81,14 @@ async def _decoded(services: Services, image: bytes, deadline: float) -> Decoded
 
 async def in_pool(services: Services, work: Callable[[], T], deadline: float) -> T:
     """In a thread of the pool. Raises DeadlineExceeded."""
+    held = [work]  # given up while it waits for a thread, it must not keep its image
     try:
         async with asyncio.timeout_at(deadline):
-            return await asyncio.get_running_loop().run_in_executor(services.decoders, work)
+            return await asyncio.get_running_loop().run_in_executor(services.decoders, lambda: held.pop()())
     except TimeoutError:
         raise errors.DeadlineExceeded from None
+    finally:
+        held.clear()
 
 
 def timing_headers(served: list[Served]) -> dict[str, str]:

@@ -300,6 +300,21 @@ def test_channel_effects_are_bounded_by_the_channels_that_there_are(serving: Ser
     assert serving.engine.batches == [1]
 
 
+@pytest.mark.parametrize("query", ["maps=all", "format=npz&maps=none", "top_channels=9999"])
+def test_an_answer_of_too_many_numbers_is_refused(serving: Service, query: str) -> None:
+    large = tuple(dataclasses.replace(block, height=2048, width=2048) for block in CARD.blocks)
+    serving.engine.card = dataclasses.replace(CARD, blocks=large)
+    refused = post(serving, f"/attention?{query}")
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_parameter")
+    assert f"at most {2**23}" in refused.json()["detail"]
+    assert serving.engine.batches == []
+
+
+def test_an_empty_format_is_as_none(serving: Service) -> None:
+    answer = post(serving, "/attention?format=", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+
+
 def test_further_kinds_of_map_are_fields_of_the_blocks_that_have_them(serving: Service) -> None:
     answer = post(serving, "/attention?method=class&method=activation&maps=none").json()
     schemas.AttentionAnswer.model_validate(answer)
