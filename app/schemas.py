@@ -43,7 +43,7 @@ class PredictAnswer(_Exact):
 
 
 class Problem(_Exact):
-    """RFC 9457 ``application/problem+json``. ``error``: ``detail`` once more, below /v2 only, as that protocol has it."""
+    """RFC 9457 ``application/problem+json``. ``error``: ``detail`` once more, below /v2 alone, as that protocol has."""
 
     type: str
     title: str
