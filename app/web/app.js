@@ -29,13 +29,13 @@ async function attempt(step) {
 function show(problem, step) {
   again = step;
   busy(false);
-  viewer.settle();
   const keyWanted = problem.code === "unauthorized";
   byId("key").hidden = !keyWanted;
   byId("problem").hidden = false;
   byId("problem-text").textContent = keyWanted && hasKey() ? word("badKey") : errorWord(problem.code);
   byId("problem-detail").textContent = keyWanted ? "" : word("problem", problem.status, problem.detail, problem.id);
-  byId("again").hidden = keyWanted || (problem.status >= 400 && problem.status < 500);
+  const refused = problem.status >= 400 && problem.status < 500 && problem.status !== 408; // 408: it came too slowly
+  byId("again").hidden = keyWanted || refused;
   byId("status").textContent = "";
   byId("answer").scrollIntoView({ block: "nearest" });
   if (keyWanted) byId("key-text").focus();
@@ -65,22 +65,34 @@ function begin(photo) {
   attempt(answer);
 }
 
-/** The run's labels as soon as they are there, then its attention. */
+/** Show the run's photo and what the service answers. */
 async function answer() {
   const { photo, control } = run;
   clear();
   photo.blob ??= await askExample(photo.source, control.signal);
+  const shown = showPhoto(photo, control.signal);
+  const failed = new AbortController(); // so that labels that come late do not write over what is said of a failure
+  try {
+    await explain(photo, shown, AbortSignal.any([control.signal, failed.signal]));
+  } catch (error) {
+    failed.abort();
+    throw error;
+  }
+}
+
+/** The labels as soon as they are there, then the attention over the photo, once it is `shown`. */
+async function explain(photo, shown, signal) {
   const started = performance.now();
   const since = () => Math.round(performance.now() - started);
-  const labelled = askPhoto(`/predict?lang=${lang()}`, photo, control.signal).then(async (found) => {
+  const labelled = askPhoto(`/predict?lang=${lang()}`, photo, signal).then(async (found) => {
     showLabels(await found.json());
     byId("status").textContent = word("explaining", since());
     return since();
   });
-  const [picture, ms] = await Promise.all([showPhoto(photo, control.signal), labelled]);
+  const [picture, ms] = await Promise.all([shown, labelled]);
   byId("no-preview").hidden = picture !== null; // known now: it is an image all the same
-  const attention = await (await askPhoto(`/attention?${viewer.query}`, photo, control.signal)).json();
-  viewer.show({ photo, picture, attention, signal: control.signal });
+  const attention = await (await askPhoto(`/attention?${viewer.query}`, photo, signal)).json();
+  viewer.show({ photo, picture, attention, signal });
   byId("status").textContent = word("explained", ms, since());
   busy(false);
 }

@@ -28,14 +28,22 @@ export async function readPhoto(blob, crop) {
   if (bitmap === null) return null;
   const scale = Math.min(1, 900 / Math.max(bitmap.width, bitmap.height));
   const whole = canvasOf(Math.max(1, bitmap.width * scale), Math.max(1, bitmap.height * scale));
-  whole.getContext("2d").drawImage(bitmap, 0, 0, whole.width, whole.height);
+  whitened(whole).drawImage(bitmap, 0, 0, whole.width, whole.height);
   const side = Math.max(1, crop * Math.min(bitmap.width, bitmap.height));
   const square = canvasOf(SQUARE, SQUARE);
-  const context = square.getContext("2d");
+  const context = whitened(square);
   context.drawImage(bitmap, (bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side, 0, 0, SQUARE, SQUARE);
   bitmap.close();
   grey(context);
   return { whole, square, crop };
+}
+
+/** A canvas' context, all white: transparent parts of a photo lie on white, as the service lays them. */
+function whitened(canvas) {
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  return context;
 }
 
 function grey(context) {

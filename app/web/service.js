@@ -10,13 +10,29 @@ export class Problem extends Error {
   }
 }
 
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
-export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+let key = inTab((storage) => storage.getItem(KEY));
+
+export const hasKey = () => key !== null;
+
+/** The key for what is asked from now on; for this tab where its browser keeps anything, else for this page alone. */
+export function keepKey(given) {
+  key = given;
+  inTab((storage) => storage.setItem(KEY, given));
+}
+
+/** What `use` does with the tab's storage; null where the browser blocks it. */
+function inTab(use) {
+  try {
+    return use(sessionStorage);
+  } catch {
+    return null;
+  }
+}
 
 /** The answer to a request. Throws a Problem; an AbortError where `signal` says so. */
 async function ask(path, options) {
   const headers = { ...options.headers };
-  if (hasKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
+  if (hasKey()) headers.Authorization = `Bearer ${sendable(key)}`;
   const answer = await fetch(path, { ...options, headers }).catch((error) => {
     throw error.name === "AbortError" ? error : new Problem("network");
   });
@@ -24,8 +40,17 @@ async function ask(path, options) {
   return answer;
 }
 
+/** The key; one that no header can carry is refused here, for `fetch` would fail as if there were no service. */
+function sendable(given) {
+  if (!/^[ -~]*$/.test(given)) throw new Problem("unauthorized");
+  return given;
+}
+
 async function problemOf(answer) {
-  const told = await answer.json().catch(() => ({}));
+  const told = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return {};
+  });
   return new Problem(told.code ?? "unknown", { status: answer.status, ...told });
 }
 
@@ -43,8 +68,8 @@ const mediaType = (photo) => (photo.blob.type.startsWith("image/") ? photo.blob.
 
 /** The shell's way to the same answer. A key is named, never written out. */
 export function curl(path, photo) {
-  const key = hasKey() ? ' -H "Authorization: Bearer $NAM_KEY"' : "";
-  const line = `curl -s ${quoted(location.origin + path)}${key} -H ${quoted(`Content-Type: ${mediaType(photo)}`)} --data-binary`;
+  const authorization = hasKey() ? ' -H "Authorization: Bearer $NAM_KEY"' : "";
+  const line = `curl -s ${quoted(location.origin + path)}${authorization} -H ${quoted(`Content-Type: ${mediaType(photo)}`)} --data-binary`;
   return photo.source ? `curl -s ${quoted(location.origin + photo.source)} | ${line} @-` : `${line} @${quoted(photo.name)}`;
 }
 

@@ -49,12 +49,6 @@ export class Viewer {
     byId("viewer").hidden = true;
   }
 
-  /** What was being fetched does not come. */
-  settle() {
-    byId("channels").ariaBusy = "false";
-    byId("channel-status").textContent = byId("take-status").textContent = "";
-  }
-
   /** Show a run: its `photo`, `picture` (null where it cannot be shown), `attention` and `signal`. */
   show(run) {
     this.#run = { ...run, channels: new Map() };
@@ -209,20 +203,31 @@ export class Viewer {
 
   async #measure(block) {
     this.#opening.abort();
-    this.#opening = new AbortController();
-    const { channels, signal, photo } = this.#run;
-    if (!channels.has(block.name)) {
-      byId("channels").ariaBusy = "true";
-      byId("channel-status").textContent = word("holding");
-      const started = performance.now();
-      const answer = await askPhoto(this.#path(), photo, AbortSignal.any([signal, this.#opening.signal]));
-      const [seen] = (await answer.json()).blocks;
-      channels.set(block.name, { top: seen.top_channels, ms: Math.round(performance.now() - started) });
+    const { signal } = (this.#opening = new AbortController());
+    const { channels } = this.#run;
+    try {
+      if (!channels.has(block.name)) channels.set(block.name, await this.#hold(signal));
+      const { top, ms } = channels.get(block.name);
+      byId("channel-status").textContent = word("held", ms);
+      byId("channels").replaceChildren(...top.map((channel) => this.#channel(channel)));
+    } catch (error) {
+      if (!signal.aborted) byId("channel-status").textContent = "";
+      throw error;
+    } finally {
+      if (!signal.aborted) byId("channels").ariaBusy = "false"; // else a later block has the list
     }
-    const { top, ms } = channels.get(block.name);
-    byId("channel-status").textContent = word("held", ms);
-    byId("channels").ariaBusy = "false";
-    byId("channels").replaceChildren(...top.map((channel) => this.#channel(channel)));
+  }
+
+  /** What the strongest channels of the open block do, each held at its mean. */
+  async #hold(opened) {
+    const { photo, signal } = this.#run;
+    byId("channels").replaceChildren();
+    byId("channels").ariaBusy = "true";
+    byId("channel-status").textContent = word("holding");
+    const started = performance.now();
+    const answer = await askPhoto(this.#path(), photo, AbortSignal.any([signal, opened]));
+    const [seen] = (await answer.json()).blocks;
+    return { top: seen.top_channels, ms: Math.round(performance.now() - started) };
   }
 
   #channel({ channel, weight, effect, map }) {
@@ -250,13 +255,16 @@ export class Viewer {
 
   async #save(format) {
     const { photo, signal } = this.#run;
-    byId("take-status").textContent = word("fetching");
-    const answer = await askPhoto(`${this.#path()}&format=${format}`, photo, signal);
-    const address = URL.createObjectURL(await answer.blob());
+    const path = `${this.#path()}&format=${format}`;
     const name = `${photo.name.replace(/\.[^.]*$/, "")}-${this.#block.name}.${format}`;
-    make("a", { href: address, download: name }).click();
-    URL.revokeObjectURL(address);
-    byId("take-status").textContent = word("saved", name);
+    byId("take-status").textContent = word("fetching");
+    try {
+      hand(await (await askPhoto(path, photo, signal)).blob(), name);
+      byId("take-status").textContent = word("saved", name);
+    } catch (error) {
+      byId("take-status").textContent = "";
+      throw error;
+    }
   }
 
   async #copy() {
@@ -269,6 +277,12 @@ export class Viewer {
       byId("take-status").textContent = word("selected");
     }
   }
+}
+
+function hand(blob, name) {
+  const address = URL.createObjectURL(blob);
+  make("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000); // some browsers read it after the click
 }
 
 const nameOf = (kind) => (WORDED.includes(kind) ? word(kind) : kind);

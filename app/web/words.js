@@ -39,10 +39,10 @@ const en = {
   product: "Class × strength",
   activation: "Strength",
   class: "Class",
-  gateText: "The paper's map: the gates of all channels, averaged by the channels' weights. Measured, it points away from what the answer rests on.",
+  gateText: "The paper's map: the gates of all channels, averaged by the channels' weights. Measured on the default weights, it points away from what the answer rests on in the first three stages, and says nothing in the last.",
   productText: "Where this block is active and the last one speaks for the first label: the product of the next two kinds.",
-  activationText: "The root mean square, over all channels, of what the block passes on.",
-  classText: "What each place of the last block adds to the score of the first label: its class activation map.",
+  activationText: "The root mean square, over all channels, of what NAM passes on: the block's branch times its gate, before the shortcut is added.",
+  classText: "How far each place of the last block speaks for the first label: the mean over all places, plus a constant, is the label's score (class activation map).",
   otherText: (name) => `The map that the service calls ${name}.`,
   opensOn: (name) =>
     `The page opens on “${name}”, the most faithful kind here: measured on the default weights, blurring its brightest places lowers the label's probability most.`,
@@ -150,10 +150,10 @@ const zh = {
   product: "类别 × 强度",
   activation: "强度",
   class: "类别",
-  gateText: "论文中的图：所有通道的门控按通道权重加权平均。实测表明，它指向的地方恰恰不是答案的依据。",
+  gateText: "论文中的图：所有通道的门控按通道权重加权平均。用默认权重实测：在前三个阶段，它指向的地方恰恰不是答案的依据；在最后一个阶段，它不说明任何问题。",
   productText: "这一块活跃、且最后一块支持第一个标签的地方：后两种图的乘积。",
-  activationText: "这一块的输出在所有通道上的均方根。",
-  classText: "最后一块的每个位置给第一个标签的得分加了多少，即类别激活图。",
+  activationText: "NAM 所传递的值（这一块的残差分支乘以门控，尚未与捷径相加）在所有通道上的均方根。",
+  classText: "最后一块的每个位置在多大程度上支持第一个标签：所有位置的平均值加上一个常数，就是该标签的得分（类别激活图）。",
   otherText: (name) => `服务称为 ${name} 的图。`,
   opensOn: (name) => `页面默认显示“${name}”，它是这里最忠实的一种：用默认权重实测，先模糊它最亮的地方，标签的概率下降最多。`,
   blocks: "从第一块到最后一块",
@@ -224,7 +224,7 @@ const zh = {
 export const LANGUAGES = { en, zh };
 
 const asked = new URLSearchParams(location.search).get("lang");
-let language = asked in LANGUAGES ? asked : navigator.language.startsWith("zh") ? "zh" : "en";
+let language = Object.hasOwn(LANGUAGES, asked) ? asked : navigator.language.startsWith("zh") ? "zh" : "en";
 
 export const lang = () => language;
 

@@ -104,6 +104,40 @@ def test_a_service_that_cannot_be_reached_is_said_so_and_asked_again(visit: Open
     expect(page.locator("#labels li")).to_have_count(5)
 
 
+def test_where_one_answer_fails_no_other_comes_late_and_writes_over_what_is_said(visit: Open) -> None:
+    page, held = visit(refused=True), []
+    page.route("**/model", lambda route: route.abort())
+    page.route("**/predict?*", lambda route: held.append(route), times=1)
+    page.reload()
+    with page.expect_event("requestfailed", lambda request: "predict" in request.url):
+        page.click("[data-example='cat.jpg']")
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
+    expect(page.locator("#status")).to_be_empty()
+    page.unroute("**/model")
+    page.click("text=Try again")
+    expect(page.locator("#status")).to_contain_text("attention after")
+
+
+def test_a_photo_that_came_too_slowly_may_be_sent_again(visit: Open) -> None:
+    page = visit(refused=True)
+    slow = {"status": 408, "code": "request_timeout", "detail": "", "request_id": "r"}
+    page.route("**/predict?*", lambda route: route.fulfill(status=408, json=slow), times=1)
+    page.click("[data-example='cat.jpg']")
+    expect(page.get_by_role("alert")).to_contain_text("The photo arrived too slowly.")
+    page.click("text=Try again")
+    expect(page.locator("#labels li")).to_have_count(5)
+
+
+def test_what_is_given_up_while_its_error_is_read_is_given_up(visit: Open) -> None:
+    name = visit().evaluate("""async () => {
+        const { askCard } = await import("/web/service.js");
+        const json = () => Promise.reject(new DOMException("given up", "AbortError"));
+        window.fetch = async () => ({ ok: false, status: 503, json });
+        return askCard().catch((error) => error.name);
+    }""")
+    assert name == "AbortError"
+
+
 def test_a_later_photo_takes_the_place_of_one_under_way(visit: Open) -> None:
     page, held = visit(), []
     page.route("**/predict?*", lambda route: held.append(route), times=1)
@@ -127,6 +161,16 @@ def test_an_image_that_the_browser_cannot_show_is_answered(visit: Open, tmp_path
     expect(page.locator("#channels li")).to_have_count(8)
 
 
+def test_what_is_transparent_lies_on_white_as_the_service_lays_it(visit: Open, tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
+    page = visit()
+    upload(page, "clear.png", (tmp_path / "clear.png").read_bytes(), "image/png")
+    expect(page.locator("#channels li")).to_have_count(8)
+    page.fill("#opacity", "0")
+    pixel = "(id) => [...document.getElementById(id).getContext('2d').getImageData(30, 30, 1, 1).data]"
+    assert page.evaluate(pixel, "preview") == page.evaluate(pixel, "over") == [255, 255, 255, 255]
+
+
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     running = start(tmp_path_factory.mktemp("locked"), NAM_API_KEYS="one,two")
@@ -146,3 +190,22 @@ def test_a_key_is_asked_for_and_kept_for_this_tab_alone(visit: Open, locked: Pro
     kept = page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]")
     assert kept == [1, 0, ""]
     expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $NAM_KEY"')
+
+
+def test_a_key_that_no_header_can_carry_is_asked_for_again(visit: Open, locked: Process) -> None:
+    page = visit(origin=locked.url, refused=True)
+    for key, text in (("schlüssel", "This key was not accepted."), ("钥匙", "This key was not accepted."), ("two", "")):
+        page.fill("#key-text", key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#problem-text")).to_contain_text(text)
+    expect(page.locator("#key")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_key_serves_where_the_browser_keeps_nothing(visit: Open, locked: Process) -> None:
+    page = visit(origin=locked.url, refused=True)
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException(); } })")
+    page.reload()
+    page.fill("#key-text", "two")
+    page.keyboard.press("Enter")
+    take_example(page)

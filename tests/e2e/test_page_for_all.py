@@ -74,9 +74,16 @@ def test_chinese_is_spoken_to_who_reads_it_and_english_is_one_click_away(visit: 
     assert page.url.endswith("/?lang=en")
 
 
-def test_the_address_says_the_language(visit: Open) -> None:
-    page = visit(path="/?lang=zh")
-    expect(page.get_by_role("heading", name="标签")).to_be_visible()
+@pytest.mark.parametrize(("asked", "title"), [("zh", "标签"), ("fr", "Labels"), ("toString", "Labels")])
+def test_the_address_says_the_language(asked: str, title: str, visit: Open) -> None:
+    page = visit(path=f"/?lang={asked}")
+    expect(page.get_by_role("heading", name=title)).to_be_visible()
+
+
+def test_who_has_no_javascript_is_told_that_the_page_needs_it(visit: Open) -> None:
+    page = visit(java_script_enabled=False)
+    expect(page.locator("noscript p")).to_have_text(["This page needs JavaScript.", "本页面需要 JavaScript。"])
+    expect(page.locator("noscript p").first).to_be_visible()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])

@@ -52,6 +52,7 @@ def test_the_effect_of_each_strongest_channel_is_measured_when_its_block_is_open
     page = take_example(visit())
     with page.expect_request(lambda request: "block=layer2.1" in request.url):
         page.get_by_role("tab", name="layer2.1").click()
+    expect(page.locator("#channels li")).to_have_count(8)
     (block,) = asked(serving.url, "block=layer2.1&effects=true&channel_effects=true")["blocks"]
     for item, channel in zip(page.locator("#channels li").all(), block["top_channels"], strict=True):
         expect(item).to_contain_text(f"channel {channel['channel']}")
@@ -64,6 +65,7 @@ def test_channels_that_do_not_come_are_said_so_and_asked_for_again(visit: Open) 
     page.get_by_role("tab", name="layer1.1").click()
     expect(page.get_by_role("alert")).to_be_in_viewport()
     expect(page.locator("#channel-status")).to_be_empty()
+    expect(page.locator("#channels li")).to_have_count(0)
     page.context.set_offline(False)
     page.click("text=Try again")
     expect(page.locator("#channel-status")).to_contain_text("Measured live")
@@ -145,3 +147,31 @@ def test_what_is_shown_can_be_taken_along(form: str, begins: bytes, visit: Open)
     block = page.get_by_role("tab", selected=True).locator("strong").inner_text()
     assert download.value.suggested_filename == f"espresso-{block}.{form.lower()}"
     assert download.value.path().read_bytes().startswith(begins)
+
+
+def test_a_file_bears_the_name_of_the_block_that_it_was_asked_of(visit: Open) -> None:
+    page, held = take_example(visit()), []
+    page.route(lambda url: "format=json" in url, lambda route: held.append(route))
+    with page.expect_request(lambda request: "format=json" in request.url):
+        page.get_by_role("button", name="JSON").click()
+    page.get_by_role("tab", name="layer1.0").click()
+    expect(page.locator("#channel-status")).to_contain_text("Measured live")
+    with page.expect_download() as download:
+        held[0].continue_()
+    (block,) = json.loads(download.value.path().read_bytes())["blocks"]
+    assert download.value.suggested_filename == f"espresso-{block['name']}.json"
+    assert block["name"] != "layer1.0"
+
+
+def test_a_file_that_does_not_come_leaves_the_measuring_under_way(visit: Open) -> None:
+    page, held = take_example(visit(refused=True)), []
+    page.route("**/attention?*", lambda route: held.append(route))
+    page.route(lambda url: "format=json" in url, lambda route: route.abort())
+    page.get_by_role("tab", name="layer1.1").click()
+    page.get_by_role("button", name="JSON").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.locator("#take-status")).to_be_empty()
+    expect(page.locator("#channel-status")).to_have_text("Holding each channel at its mean…")
+    expect(page.locator("#channels")).to_have_attribute("aria-busy", "true")
+    held[0].continue_()
+    expect(page.locator("#channels li")).to_have_count(8)
