@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -212,8 +212,7 @@ class Batcher(Generic[Item, Result]):
         """Fails what is queued, and these batches."""
         waiters = [*self._queue, *itertools.chain.from_iterable(batches)]
         self._queue.clear()
-        for waiter in waiters:
-            waiter.fail(error)
+        _fail(waiters, error)
 
     def _dispatch(self) -> None:
         """Gives what is queued to the lanes that are free, the first of them first."""
@@ -251,14 +250,13 @@ class Batcher(Generic[Item, Result]):
         del self._running[number]
         depth = len(self._queue)
         self._dispatch()
-        for waiter, result in zip(batch, results, strict=False):
-            if not waiter.future.done():
-                waiter.future.set_result(Served(result, started_at - waiter.queued_at, run_s, len(batch)))
-        if error is not None:
-            for waiter in batch:
-                waiter.fail(error)
+        if error is None:
+            _deliver(batch, results, started_at, run_s)
+        else:
+            _fail(batch, error)
         self._learn(run_s, sum(self._cost(waiter.item) for waiter in batch))
         self._record(BatchRecord(number, len(batch), started_at - batch[0].queued_at, run_s, depth, error))
+        del batch, error  # the error's traceback holds this frame
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         """What is under way in other lanes may still end well; but one that ends so ends the batcher."""
@@ -280,6 +278,17 @@ class Batcher(Generic[Item, Result]):
                 self._on_batch(record)
         except Exception:
             logger.exception("on_batch failed")
+
+
+def _deliver(batch: list[_Waiter[Item, Result]], results: Sequence[Result], started_at: float, run_s: float) -> None:
+    for waiter, result in zip(batch, results, strict=True):
+        if not waiter.future.done():
+            waiter.future.set_result(Served(result, started_at - waiter.queued_at, run_s, len(batch)))
+
+
+def _fail(waiters: Iterable[_Waiter[Any, Any]], error: Exception) -> None:
+    for waiter in waiters:
+        waiter.fail(error)
 
 
 async def _results(
