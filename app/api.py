@@ -55,13 +55,7 @@ def _object(name: str, member: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": [name], "properties": {name: member}}
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    # By its name, which the answer to a batch defines: generated clients then have one class for all problems.
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": "A problem (RFC 9457).", "content": content} for status in statuses}
-
-
-_WORK_PROBLEMS = _problems(400, 401, 406, 408, 413, 415, 422, 500, 503, 504)
+_WORK_PROBLEMS = schemas.problems(400, 401, 406, 408, 413, 415, 422, 500, 503, 504)
 
 
 @router.post(
@@ -138,7 +132,7 @@ async def attention(
     return StreamingResponse(_each(pieces), 200, headers | timing_headers([served]), FORMS[form])
 
 
-@router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=_problems(401))
+@router.get("/attention/weights", response_model=schemas.WeightsAnswer, responses=schemas.problems(401))
 async def attention_weights(request: Request, services: Alive) -> Response:
     """The checkpoint's channel weights of every block; no image is needed. Cacheable: the ETag is the file's hash."""
     card = services.engine.card
@@ -148,7 +142,7 @@ async def attention_weights(request: Request, services: Alive) -> Response:
     return _json(schemas.weights_answer(card), headers)
 
 
-@router.get("/model", response_model=schemas.ModelAnswer, responses=_problems(401))
+@router.get("/model", response_model=schemas.ModelAnswer, responses=schemas.problems(401))
 async def model(services: Alive) -> Response:
     """The model card: what is served, from which file, on which device, and why."""
     return _json(schemas.model_answer(services.engine.card))
@@ -160,14 +154,16 @@ async def healthz() -> Response:
     return _json({"status": "ok"})
 
 
-@router.get("/readyz", response_model=schemas.Health, responses=_problems(503))
+@router.get("/readyz", response_model=schemas.Health, responses=schemas.problems(503))
 async def readyz(services: Alive) -> Response:
     """Warm, not draining, and the engine's lanes live."""
     check_ready(services)
     return _json({"status": "ready"})
 
 
-@router.get("/metrics", responses={**_problems(401), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+@router.get(
+    "/metrics", responses={**schemas.problems(401), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
 async def metrics(services: Alive) -> Response:
     """Prometheus's text format."""
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

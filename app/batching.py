@@ -187,7 +187,7 @@ class Batcher(Generic[Item, Result]):
             pass
         finally:
             self._closed_because = "closed"
-            self._fail(Closed("closed"), *self._running.values())
+            self._fail_queued(Closed("closed"), *self._running.values())
             for call in self._calls:
                 call.cancel()
             if self._calls:
@@ -208,7 +208,7 @@ class Batcher(Generic[Item, Result]):
         if self._closed_because is not None and not self._queue and not self._running:
             self._drained.set()
 
-    def _fail(self, error: Exception, *batches: list[_Waiter[Item, Result]]) -> None:
+    def _fail_queued(self, error: Exception, *batches: list[_Waiter[Item, Result]]) -> None:
         """Fails what is queued, and these batches."""
         waiters = [*self._queue, *itertools.chain.from_iterable(batches)]
         self._queue.clear()
@@ -264,7 +264,7 @@ class Batcher(Generic[Item, Result]):
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.critical("the batcher failed, no more work is taken", exc_info=error)
             self._closed_because = "the batcher failed"
-            self._fail(Closed(self._closed_because))
+            self._fail_queued(Closed(self._closed_because))
         self._see_whether_drained()
 
     def _learn(self, run_s: float, worth: int) -> None:

@@ -18,6 +18,7 @@ from app import errors, guards
 from app import oip_schemas as schemas
 from app.engine import AttentionAsk, Block, BlockAttention, Card, Floats
 from app.oip_tensors import HEADER, Array, Image, read, write
+from app.schemas import problems
 from app.services import Alive, Services
 from app.serving import Served, in_pool, serve, timing_headers
 from app.uploads import LONG, not_empty, refuse_encoding
@@ -50,12 +51,7 @@ async def _of_model(request: Request, services: Alive) -> Services:
 
 OfModel = Annotated[Services, Depends(_of_model)]
 
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": "A problem (RFC 9457), with `error`.", "content": content} for status in statuses}
-
-
+_problems = partial(problems, told="A problem (RFC 9457), with `error`.")
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _OF_MODEL: dict[str, Any] = {"parameters": [_NAME]}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}

@@ -70,8 +70,10 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         lanes = lanes or cores
         try:
             weights = locate(path)
-            self._exact = graph_of(weights, file_sha256(weights), cache)  # effects are small differences of logits
-            self._file = self._exact if dtype != "int8" else _int8_graph(weights, cache)
+            sha256 = file_sha256(weights)
+            int8 = _int8_graph(weights, sha256, cache) if dtype == "int8" else None
+            self._exact = graph_of(weights, sha256, cache)  # effects are small differences of logits
+            self._file = int8 or self._exact
         except (WeightsError, OSError) as error:
             raise EngineError(str(error)) from error
         self._core = openvino.Core()
@@ -131,8 +133,8 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         return self._core.compile_model(network, "CPU", {**threads, _HINT: self._precision})
 
 
-def _int8_graph(weights: Path, cache: Path) -> Path:
-    if not (graph := int8_graph_of(file_sha256(weights), cache)).is_file():
+def _int8_graph(weights: Path, sha256: str, cache: Path) -> Path:
+    if not (graph := int8_graph_of(sha256, cache)).is_file():
         raise EngineError(f"int8 wants images to calibrate on: nam quantize --weights {weights} --data FOLDER, once")
     return graph
 

@@ -39,7 +39,7 @@ APP: dict[str, set[str]] = {
     "metrics": {"batching", "board"},
     "middleware": {"errors", "guards", "services"},
     "model_commands": {"flags", "graphs", "settings", "nam"},
-    "oip": {"engine", "errors", "guards", "oip_schemas", "oip_tensors", "services", "serving", "uploads"},
+    "oip": {"engine", "errors", "guards", "oip_schemas", "oip_tensors", "schemas", "services", "serving", "uploads"},
     "oip_schemas": {"errors"},
     "oip_tensors": {"errors", "forward", "images", "oip_schemas", "uploads"},
     "openvino_engine": {"array_engine", "engine", "graphs", "nam.files"},
