@@ -54,12 +54,14 @@ class RunFailed(BatcherError):
 
 @dataclass(frozen=True, slots=True)
 class Served(Generic[Result]):
-    """A result, how long its item was queued, how long its batch ran, and how many items shared that batch."""
+    """A result, how long its item was queued, how long its batch ran, how many items shared that batch, and the instant
+    at which the item was queued."""
 
     result: Result
     queue_s: float
     run_s: float
     batch_size: int
+    queued_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,8 @@ class Batcher(Generic[Item, Result]):
 def _deliver(batch: list[_Waiter[Item, Result]], results: Sequence[Result], started_at: float, run_s: float) -> None:
     for waiter, result in zip(batch, results, strict=True):
         if not waiter.future.done():
-            waiter.future.set_result(Served(result, started_at - waiter.queued_at, run_s, len(batch)))
+            queued_at = waiter.queued_at
+            waiter.future.set_result(Served(result, started_at - queued_at, run_s, len(batch), queued_at))
 
 
 def _fail(waiters: Iterable[_Waiter[Any, Any]], error: Exception) -> None:

@@ -21,19 +21,23 @@ logger = logging.getLogger("nam.forward")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A picture and the seconds that its decoding took."""
+    """A picture, the seconds that its decoding took, and the instant of ``time.monotonic()`` at which that began: one
+    clock for all processes of a machine; 0.0 where nothing was decoded."""
 
     picture: Picture
     decode_s: float
+    decode_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One image on its way to the engine, encoded or decoded, and what is asked of it."""
+    """One image on its way to the engine, encoded or decoded, and what is asked of it. ``trace``: the span of its
+    request, as a ``traceparent``, where that is recorded."""
 
     image: bytes | Decoded
     top_k: int
     attention: AttentionAsk | None = None
+    trace: str = ""
 
     @property
     def forwards(self) -> int:
@@ -46,12 +50,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """What the image was, what the engine said, and the seconds of its decoding and of its batch's forward."""
+    """What the image was, what the engine said, the seconds of its decoding and of its batch's forward, and the
+    instants at which they began. ``batch``: the span of its batch, as a ``traceparent``, where that is recorded."""
 
     picture: Picture
     answer: Answer
     decode_s: float
     model_s: float
+    decode_at: float = 0.0
+    model_at: float = 0.0
+    batch: str = ""
 
 
 Outcome = Done | ServiceError
@@ -61,7 +69,7 @@ def timed_decode(image: bytes, *, size: int, crop: float, max_pixels: int) -> De
     """Raises what :func:`app.images.decode` does."""
     started = time.monotonic()
     picture = decode(image, size=size, crop=crop, max_pixels=max_pixels)
-    return Decoded(picture, time.monotonic() - started)
+    return Decoded(picture, time.monotonic() - started, started)
 
 
 class Run(Protocol):
@@ -111,7 +119,7 @@ class Forward:
         model_s = time.monotonic() - started
         self._on_forward(model_s)
         return [
-            Done(image.picture, answer, image.decode_s, model_s)
+            Done(image.picture, answer, image.decode_s, model_s, image.decode_at, started)
             for (_, image), answer in zip(ready, answers, strict=True)
         ]
 

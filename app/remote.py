@@ -149,7 +149,7 @@ class EngineServer(asyncio.Protocol):
             self._write({"number": number, "kind": "failed"})
         else:
             told, parts = wire.put_outcomes([served.result])
-            times = [served.queue_s, served.run_s, served.batch_size]
+            times = [served.queue_s, served.run_s, served.batch_size, served.queued_at]
             self._write({"number": number, "kind": "served", "served": times, "outcomes": told}, parts)
 
     def _write(self, head: dict[str, Any], parts: Sequence[wire.Part] = ()) -> None:

@@ -118,19 +118,19 @@ def _put_job(job: Job, parts: list[Part]) -> list[Any]:
     asked = ask and _values(ask) | {name: sorted(getattr(ask, name)) for name in _SETS}
     if isinstance(job.image, bytes):
         parts.append(job.image)
-        return [job.top_k, asked, len(job.image)]
+        return [job.top_k, asked, job.trace, len(job.image)]
     picture = job.image.picture
-    facts = [picture.format, picture.width, picture.height, job.image.decode_s]
-    return [job.top_k, asked, [*facts, _put_array(picture.pixels, parts)]]
+    facts = [picture.format, picture.width, picture.height, job.image.decode_s, job.image.decode_at]
+    return [job.top_k, asked, job.trace, [*facts, _put_array(picture.pixels, parts)]]
 
 
 def _take_job(told: list[Any], source: _Payload) -> Job:
-    top_k, asked, image = told
+    top_k, asked, trace, image = told
     ask = asked and AttentionAsk(**asked | {name: frozenset(asked[name]) for name in _SETS})
     if isinstance(image, int):
-        return Job(bytes(source.take(image)), top_k, ask)
-    *facts, decode_s, pixels = image
-    return Job(Decoded(Picture(source.array(*pixels), *facts), decode_s), top_k, ask)
+        return Job(bytes(source.take(image)), top_k, ask, trace)
+    *facts, decode_s, decode_at, pixels = image
+    return Job(Decoded(Picture(source.array(*pixels), *facts), decode_s, decode_at), top_k, ask, trace)
 
 
 def _put_outcome(outcome: Outcome, parts: list[Part]) -> list[Any]:
@@ -139,17 +139,18 @@ def _put_outcome(outcome: Outcome, parts: list[Part]) -> list[Any]:
     picture, answer = outcome.picture, outcome.answer
     facts = [picture.format, picture.width, picture.height]
     blocks = [_put_block(block, parts) for block in answer.blocks]
-    return [facts, outcome.decode_s, outcome.model_s, answer.indices, answer.probabilities, blocks]
+    times = [outcome.decode_s, outcome.model_s, outcome.decode_at, outcome.model_at, outcome.batch]
+    return [facts, times, answer.indices, answer.probabilities, blocks]
 
 
 def _take_outcome(told: list[Any], source: _Payload) -> Outcome:
     if isinstance(told[0], str):
         code, detail, headers = told
         return of_code(code)(detail, headers=headers)
-    facts, decode_s, model_s, indices, probabilities, blocks = told
+    facts, times, indices, probabilities, blocks = told
     looks = tuple(_take_block(block, source) for block in blocks)
     answer = Answer(np.array(indices, np.int64), np.array(probabilities, np.float32), looks)
-    return Done(Picture(_NO_PIXELS, *facts), answer, decode_s, model_s)
+    return Done(Picture(_NO_PIXELS, *facts), answer, *times)
 
 
 _NO_PIXELS = np.empty((3, 0, 0), np.uint8)

@@ -38,8 +38,8 @@ def travel(head: dict, parts: list, step: int) -> list[tuple[dict, memoryview]]:
 
 @pytest.mark.parametrize("step", [1, 7, 10**6], ids=["byte by byte", "in pieces", "at once"])
 def test_jobs_arrive_as_they_were_sent(step: int) -> None:
-    picture = Decoded(Picture(PIXELS, "PNG", 12, 8), 0.25)
-    jobs = [Job(b"\xff\xd8", 3), Job(b"", 1, LOOK), Job(picture, 5, AttentionAsk(frozenset()))]
+    picture = Decoded(Picture(PIXELS, "PNG", 12, 8), 0.25, 17.5)
+    jobs = [Job(b"\xff\xd8", 3, trace="00-a-b-01"), Job(b"", 1, LOOK), Job(picture, 5, AttentionAsk(frozenset()))]
     told, parts = wire.put_jobs(jobs)
     ((head, payload),) = travel({"jobs": told}, parts, step)
     assert same(wire.take_jobs(head["jobs"], payload), jobs)
@@ -50,13 +50,13 @@ def test_answers_arrive_bit_by_bit(ask: AttentionAsk | None) -> None:
     from app.engine import Ask
 
     (answer,) = FakeEngine()([Ask(PIXELS, 4, ask)])
-    done = Done(Picture(PIXELS, "JPEG", 500, 375), answer, 0.001, 0.02)
+    done = Done(Picture(PIXELS, "JPEG", 500, 375), answer, 0.001, 0.02, 7.25, 7.5, "00-c-d-01")
     told, parts = wire.put_outcomes([done, BadImage("no")])
     ((head, payload),) = travel({"outcomes": told}, parts, 11)
     one, other = wire.take_outcomes(head["outcomes"], payload)
     assert same(one.answer, answer)
     assert (one.picture.format, one.picture.width, one.picture.height) == ("JPEG", 500, 375)
-    assert (one.decode_s, one.model_s) == (0.001, 0.02)
+    assert (one.decode_s, one.model_s, one.decode_at, one.model_at, one.batch) == (0.001, 0.02, 7.25, 7.5, "00-c-d-01")
     assert isinstance(other, BadImage)
 
 
