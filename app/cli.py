@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         return code
+    except ModuleNotFoundError as error:
+        print(f"nam: this needs {error.name}, which is not installed here", file=sys.stderr)
+        return 2
     except (EngineError, ServiceError, ImportError, OSError, ValueError) as error:
         print(f"nam: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,11 +22,13 @@ FORM = 4
 def graph_of(weights: Path, sha256: str, folder: Path) -> Path:
     """The graph of a weights file, in ``folder`` under the hash of the weights; made where it is missing.
 
-    Raises EngineError for weights that do not load.
+    Raises EngineError for weights that do not load, and where there is no torch to make it with.
     """
     graph = folder / f"{sha256}-{FORM}.xml"
     if graph.is_file():
         return graph
+    if find_spec("torch") is None:
+        raise EngineError(f"no graph of {weights} in {folder}, and torch, which exports it, is not installed here")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{graph}.lock"):  # the workers of one machine start together
         if not graph.is_file():

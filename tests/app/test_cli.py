@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -189,3 +190,11 @@ def test_evaluate_refuses_in_one_line(colours: Path, capsys: pytest.CaptureFixtu
         line = err.splitlines()[-1]  # above it, the progress of decoding
         assert line.startswith("nam: ")
         assert said in line
+
+
+def test_a_package_that_is_not_installed_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nam.convert", None)
+    assert cli.main(["convert", "resnet.pth", "-o", "out.safetensors"]) == 2
+    assert capsys.readouterr().err == "nam: this needs nam.convert, which is not installed here\n"

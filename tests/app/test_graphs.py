@@ -116,3 +116,12 @@ def test_after_a_failed_export_the_next_one_is_tried(
         with pytest.raises(EngineError, match="no room"):
             graph_of(Path("w"), "abc", tmp_path)
     assert [graph_of(Path("w"), "abc", tmp_path)] == made
+
+
+def test_without_torch_a_missing_graph_is_said_to_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"abc-{FORM}.xml").touch()
+    monkeypatch.setattr(graphs, "find_spec", lambda _: None)
+    assert graph_of(Path("w"), "abc", tmp_path).is_file()
+    with pytest.raises(EngineError, match="and torch, which exports it, is not installed here"):
+        graph_of(Path("w"), "abd", tmp_path / "read-only")
+    assert not (tmp_path / "read-only").exists()
