@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from app import errors, schemas
 from app.engine import AttentionAsk, Card
 from app.guards import check_ready
-from app.render import FORMS, ask_for, render
+from app.render import FORMS, PHOTOS, ask_for, render
 from app.services import Alive, Services
 from app.serving import Served, in_pool, serve, timing_headers
 from app.uploads import read_image, read_images
@@ -31,6 +31,8 @@ TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number 
 _MOST_HELD = 256
 # Numbers in the maps of one answer: 32 MB as fp32, some 80 MB as JSON. Every gate of a ResNet-50 at 224 px is 5.5e6.
 _MOST_NUMBERS = 2**23
+# Bytes that each of them takes in memory, as fp32 and as it is written, until the answer is read.
+_BYTES_A_NUMBER = {"json": 4 + 13, "npz": 4 + 4, "png": 4}
 
 Lang = Annotated[schemas.Language | None, Query(description="The labels' language; else Accept-Language.")]
 
@@ -123,11 +125,12 @@ async def attention(
     card, form, k = services.engine.card, _form(request, format), _top_k(request, services, top_k)
     chosen = frozenset(_known("method", card.methods, method))
     ask = AttentionAsk(_blocks(card, block), top_channels, maps, effects, channel_effects, chosen)
-    _check(card, ask, form)
+    request.state.hold(_BYTES_A_NUMBER[form] * _numbers(card, ask, form))
     image, deadline = await read_image(request), request.state.deadline
     served = await serve(services, image, k, deadline, ask_for(form, ask))
-    language, most = _language(request, lang), services.settings.max_pixels
-    pieces = await in_pool(services, partial(render, form, card, served.done, image, language, most), deadline)
+    photo = (await services.decoders.decode(image, side, deadline)).picture if (side := PHOTOS.get(form)) else None
+    work = partial(render, form, card, served.done, photo, _language(request, lang))
+    pieces = await in_pool(services, work, deadline)
     headers = {"Vary": "Accept, Accept-Language", "Content-Length": str(sum(map(len, pieces)))}
     return StreamingResponse(_each(pieces), 200, headers | timing_headers([served]), FORMS[form])
 
@@ -164,8 +167,8 @@ async def readyz(services: Alive) -> Response:
 @router.get(
     "/metrics", responses={**schemas.problems(401), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 )
-async def metrics(services: Alive) -> Response:
-    """Prometheus's text format."""
+def metrics(services: Alive) -> Response:
+    """Prometheus's text format."""  # in a thread: it reads files where there are several processes
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -226,8 +229,8 @@ def _known(name: str, known: Sequence[str], asked: list[str] | None) -> list[str
     return asked or []
 
 
-def _check(card: Card, ask: AttentionAsk, form: str) -> None:
-    """Raises BadParameter for what cannot be, or would take too long."""
+def _numbers(card: Card, ask: AttentionAsk, form: str) -> int:
+    """How many the maps are. Raises BadParameter for what cannot be, or would take too long."""
     if form == "png" and ask.maps == "none":
         raise errors.BadParameter("A picture shows maps: maps is top or all, or format is another.")
     blocks = [block for block in card.blocks if block.name in ask.blocks]
@@ -241,6 +244,7 @@ def _check(card: Card, ask: AttentionAsk, form: str) -> None:
     numbers = sum(b.height * b.width * (every * b.channels + top * min(ask.top_channels, b.channels)) for b in blocks)
     if numbers > _MOST_NUMBERS:
         raise errors.BadParameter(f"The maps are {numbers} numbers; at most {_MOST_NUMBERS}: name blocks.")
+    return numbers
 
 
 def _form(request: Request, asked: str | None) -> str:

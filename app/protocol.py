@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from typing import cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -17,12 +18,17 @@ from app import batching, guards, schemas, serving
 from app.errors import Draining, InternalError, ServiceError
 from app.forward import Outcome
 from app.services import Services
+from app.trace import Trace
 from app.uploads import not_empty
 
 logger = logging.getLogger("nam.protocol")
 
 PATH = b"/predict"
+_ROUTE = PATH.decode()
 _TOP_K = 5
+_SAFE = b"".join(b"%b: %b\r\n" % header for header in guards.safe_headers(()))
+# Bytes that may come of a head after those in which it begins: the parser itself would take any number.
+_MOST_HEAD = 2**16
 # Whoever sends one of these asks for more than the usual.
 _ASKING = (b"accept-language", b"content-encoding", b"transfer-encoding")
 
@@ -33,12 +39,32 @@ class Protocol(HttpToolsProtocol):
     exchange: "_Exchange | None" = None  # the usual request that is not answered yet
     _answering: RequestResponseCycle | None = None  # the last that the application began to answer
     _unread: asyncio.TimerHandle | None = None  # runs while what was written is not read
+    _unasked: asyncio.TimerHandle | None = None  # runs while what comes is a head, or a body that was refused already
+    _unasked_bytes = 0
+    _in_body = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._limit_unasked()
+        if len(self.connections) > self._services.settings.max_connections:
+            self.transport.abort()
+
+    @property
+    def _services(self) -> Services:
+        services: Services = self.app_state["services"]
+        return services
+
+    @property
+    def _idle_s(self) -> float:
+        return self._services.settings.body_idle_ms / 1000
 
     def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._forget_unasked()
         self._unset_keepalive_if_required()  # an answer within these same bytes has set it
         headers = guards.by_name(self.headers)
         if self._is_usual(headers):
-            self.exchange = self.cycle = _Exchange(self, self.app_state["services"])  # type: ignore[assignment]
+            self.exchange = self.cycle = _Exchange(self, self._services)  # type: ignore[assignment]
             self.exchange.begin(headers)
         else:
             super().on_headers_complete()
@@ -54,6 +80,8 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
+        self._forget_unasked()
         if isinstance(self.cycle, _Exchange):
             self.cycle.run()
         else:
@@ -63,6 +91,21 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self.exchange is not None:
             self.exchange.wait_for_more()
+        elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
+            self._take_unasked(len(data))
+
+    def on_response_complete(self) -> None:
+        if self.transport.is_closing():  # once all is read, which nobody but us bounds
+            self._watch_reading(before=None)
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_reading(before=None)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._watch_reading(before=None)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -74,6 +117,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._forget_unasked()
         self.pipeline.clear()
         if self._answering is not None:  # which need not be the cycle that the parser is at
             self._answering.disconnected = True
@@ -90,14 +134,33 @@ class Protocol(HttpToolsProtocol):
         if self.exchange is not None:
             self.exchange.drain()
 
+    def _limit_unasked(self) -> None:
+        self._unasked_bytes = 0
+        self._unasked = self.loop.call_later(self._idle_s, self.transport.abort)
+
+    def _take_unasked(self, count: int) -> None:
+        """What no request takes: the head of the next one while it is not whole, the rest of a body after its refusal.
+        Either comes within the pause that a body may make, and is of bounded size; else the connection ends."""
+        if self._unasked is None:
+            self._limit_unasked()
+            return
+        self._unasked_bytes += count
+        if self._unasked_bytes > (self._services.settings.max_body_bytes if self._in_body else _MOST_HEAD):
+            self.transport.abort()
+
+    def _forget_unasked(self) -> None:
+        if self._unasked is not None:
+            self._unasked.cancel()
+            self._unasked = None
+
     def _watch_reading(self, before: int | None) -> None:
         """Whoever reads nothing of an answer for as long as a body may pause is cut, and its place is given back."""
+        self._stop_watching()
         unread = self.transport.get_write_buffer_size()
         if unread == before:
             self.transport.abort()
             return
-        idle_s = self.app_state["services"].settings.body_idle_ms / 1000
-        self._unread = self.loop.call_later(idle_s, self._watch_reading, unread)
+        self._unread = self.loop.call_later(self._idle_s, self._watch_reading, unread)
 
     def _stop_watching(self) -> None:
         if self._unread is not None:
@@ -128,7 +191,8 @@ class _Exchange:
     def __init__(self, connection: Protocol, services: Services) -> None:
         self._connection, self._services = connection, services
         self.response_complete, self.keep_alive = False, connection.parser.should_keep_alive()
-        self._started, self._id = time.monotonic(), ""
+        self._started, self._id, self._received = time.monotonic(), "", 0
+        self._trace: Trace | None = None
         self._admitted: guards.Admitted | None = None
         self._pieces: list[bytes] = []
         self._work: asyncio.Future[batching.Served[Outcome]] | None = None
@@ -137,6 +201,7 @@ class _Exchange:
     def begin(self, headers: guards.Headers) -> None:
         """All that can be refused before the body is read."""
         self._id = guards.request_id(headers)
+        self._trace = guards.begin_trace(self._services, "POST", _ROUTE, _ROUTE, headers)
         try:
             guards.check_key(self._services, headers)
             self._admitted = guards.Admitted(self._services, headers)
@@ -147,6 +212,7 @@ class _Exchange:
         """A piece of the body, whose length was declared and is held already."""
         if not self.response_complete:
             self._pieces.append(piece)
+            self._received += len(piece)
 
     def wait_for_more(self) -> None:
         """Until the next piece, where the body is not whole."""
@@ -164,7 +230,9 @@ class _Exchange:
         image, self._pieces = b"".join(self._pieces), []
         try:
             k = min(_TOP_K, len(self._services.engine.card.labels))
-            self._work = serving.begin(self._services, not_empty(image), k, self._admitted.deadline)
+            self._work = serving.begin(
+                self._services, not_empty(image), k, self._admitted.deadline, trace=self._trace
+            )
         except Exception as error:
             self._fail(error)
         else:
@@ -189,7 +257,7 @@ class _Exchange:
             return
         card = self._services.engine.card
         try:
-            served = serving.finished(self._services, work.result())
+            served = serving.finished(self._services, work.result(), self._trace)
             body = schemas.to_json(schemas.predict_answer(card, served.done, "en"))
         except Exception as error:
             self._fail(error)
@@ -201,7 +269,7 @@ class _Exchange:
         if isinstance(error, batching.BatcherError):
             error = serving.refused(self._services, error)
         if not isinstance(error, ServiceError):
-            logger.error("request %s failed", self._id, exc_info=error)
+            logger.error("request %s failed", self._id, extra=guards.log_fields(self._id, self._trace), exc_info=error)
             error = InternalError()
         told = guards.refusal(self._services, error, self._id)
         if told.headers.get("connection") == "close":
@@ -216,24 +284,26 @@ class _Exchange:
             STATUS_LINE[status],
             *(b"%b: %b\r\n" % header for header in connection.server_state.default_headers),
             *lines,
-            b"x-request-id: %b\r\nx-content-type-options: nosniff\r\n" % self._id.encode(),
+            b"x-request-id: %b\r\n" % self._id.encode(),
+            _SAFE,
             b"" if self.keep_alive else b"connection: close\r\n",
             b"content-length: %d\r\n\r\n" % len(body),
         )
         connection.transport.write(b"".join((*head, body)))
-        self._end(status)
+        self._end(status, len(body))
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
 
-    def _end(self, status: int) -> None:
+    def _end(self, status: int, sent: int = 0) -> None:
         """Whatever the end: nothing is held, and it is accounted for."""
         self.response_complete, self._connection.exchange = True, None
         self._stop_waiting()
         self._pieces, self._work = [], None
         if self._admitted is not None:
             self._admitted.close()
-        guards.account(self._services, "POST", PATH.decode(), status, time.monotonic() - self._started, self._id)
+        seconds, told = time.monotonic() - self._started, {"received": self._received, "sent": sent}
+        guards.account(self._services, "POST", _ROUTE, status, seconds, self._id, **told, trace=self._trace)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -37,6 +37,9 @@ class Server:
         """As after SIGTERM, once the grace is over."""
         self.load.draining = self._own.should_exit = True
 
+    def connections(self) -> int:
+        return len(self._own.server_state.connections)
+
     def count(self, line: str) -> float:
         text = httpx2.get(self.url + "/metrics").text
         return next((float(one.rpartition(" ")[2]) for one in text.splitlines() if one.startswith(line + " ")), 0.0)

@@ -1,0 +1,131 @@
+"""What a connection may cost that asks for nothing, or not at once: bounded in time, in bytes, in number."""
+
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import httpx2
+import pytest
+
+from tests.app.test_protocol import PNG, Server, answers, connected, head, listening, read_all
+from tests.fakes import picture, until
+
+IMAGE = picture(50)
+
+
+def seconds_until_closed(connection: socket.socket) -> float:
+    started = time.monotonic()
+    read_all(connection)
+    return time.monotonic() - started
+
+
+def dribble(connection: socket.socket, piece: bytes, every_s: float, most: int) -> int:
+    """How many pieces it took until the other end was closed."""
+    for count in range(most):
+        try:
+            connection.sendall(piece)
+        except OSError:
+            return count
+        threading.Event().wait(every_s)
+    return most
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /predict HT", b"\r\n"], ids=["nothing", "a part", "empty lines"])
+def test_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
+    with listening(body_idle_ms=200) as server, connected(server) as connection:
+        connection.sendall(begun)
+        assert seconds_until_closed(connection) < 1
+
+
+@pytest.mark.parametrize("line", [b"x-more: 1\r\n", b"\r\n"], ids=["lines", "empty lines"])
+@pytest.mark.parametrize("kept", [False, True], ids=["a new connection", "a kept one"])
+def test_a_head_that_trickles_is_cut(kept: bool, line: bytes) -> None:
+    with listening(body_idle_ms=300) as server, connected(server) as connection:
+        if kept:
+            connection.sendall(head(len(IMAGE)) + IMAGE)
+            assert answers(connection, 1)[0][0] == 200
+        if line.strip():
+            connection.sendall(b"POST /predict HTTP/1.1\r\n")
+        assert dribble(connection, line, 0.05, 40) < 15
+
+
+def test_a_head_without_an_end_is_of_bounded_size() -> None:
+    with listening() as server, connected(server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert dribble(connection, b"x-more: %b\r\n" % (b"x" * 10_000), 0.02, 100) < 50
+
+
+def test_a_kept_connection_may_pause_between_requests() -> None:
+    with listening(body_idle_ms=150) as server, connected(server) as connection:
+        for _ in range(3):
+            connection.sendall(head(len(IMAGE)) + IMAGE)
+            assert answers(connection, 1)[0][0] == 200
+            threading.Event().wait(0.3)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/attention"], ids=["the short way", "the endpoint"])
+def test_the_rest_of_a_refused_body_is_read_for_so_long_only(path: str) -> None:
+    with listening(body_idle_ms=300, max_body_bytes=1000) as server, connected(server) as connection:
+        connection.sendall(head(10**9).replace(b"/predict", path.encode()))
+        assert answers(connection, 1)[0][0] == 413
+        assert dribble(connection, b"x", 0.05, 40) < 15
+
+
+@pytest.mark.parametrize("path", ["/predict", "/attention", "/nowhere"])
+def test_the_rest_of_a_refused_body_is_of_bounded_size(path: str) -> None:
+    with listening(max_body_bytes=100_000) as server, connected(server) as connection:
+        connection.sendall(head(10**9).replace(b"/predict", path.encode()))
+        assert answers(connection, 1)[0][0] in (413, 404)
+        assert dribble(connection, b"x" * 100_000, 0.01, 1000) < 100
+
+
+def test_a_refused_body_that_was_whole_leaves_the_next_request_its_time() -> None:
+    with listening(body_idle_ms=400, max_body_bytes=300_000) as server, connected(server) as connection:
+        connection.sendall(head(300_001))
+        assert answers(connection, 1)[0][0] == 413
+        connection.sendall(b"x" * 300_001)
+        threading.Event().wait(0.2)
+        connection.sendall(head(len(IMAGE)) + IMAGE)
+        assert answers(connection, 1)[0][0] == 200
+
+
+def test_a_body_that_trickles_under_the_pause_ends_at_the_deadline() -> None:
+    with listening(body_idle_ms=300, timeout_ms=600) as server, connected(server) as connection:
+        connection.sendall(head(1000))
+        dribble(connection, b"x", 0.1, 8)
+        assert answers(connection, 1)[0][0] == 504
+        assert (server.load.requests, server.load.body_bytes) == (0, 0)
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection() -> None:
+    """Less than the transport's high-water mark is unread, so that nothing is paused."""
+    with listening(body_idle_ms=200) as server, connected(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        until(lambda: server.connections() == 0, 5)
+
+
+def test_connections_are_of_bounded_number_and_those_that_are_held_go_on() -> None:
+    with listening(max_connections=5) as server, ExitStack() as stack:
+        held = [stack.enter_context(connected(server)) for _ in range(5)]
+        until(lambda: server.connections() == 5)
+        assert seconds_until_closed(stack.enter_context(connected(server))) < 1
+        held[3].sendall(head(len(IMAGE)) + IMAGE)
+        assert answers(held[3], 1)[0][0] == 200
+        held.pop().close()
+        until(lambda: server.connections() == 4)
+        assert httpx2.post(server.url + "/predict", content=IMAGE, headers=PNG).status_code == 200
+
+
+def test_many_that_do_not_read_a_large_answer_hold_bounded_memory() -> None:
+    with listening(max_inflight_bytes=4000) as server:
+        assert serve_attention(server) == 200
+        server.load.body_bytes += 3900
+        assert serve_attention(server) == 503
+        server.load.body_bytes -= 3900
+
+
+def serve_attention(server: Server) -> int:
+    return httpx2.post(server.url + "/attention?format=npz", content=IMAGE, headers=PNG).status_code
