@@ -1,7 +1,7 @@
 """Bytes of an image in, an S x S RGB picture out: `decode`. It runs in a thread of the decode pool and knows no torch.
 
 The first bytes decide the format, and one decoder, chosen by us, reads the rest: no other plugin of PIL sees the bytes.
-What the header says is checked before pixels are decoded: a hundred bytes can ask for gigabytes, or minutes.
+What the header says is checked before pixels are decoded (:mod:`app.limits`).
 
 Colour: grey, palette, CMYK, YCbCr and LAB become RGB; transparent parts lie on white; 16 bits become 8 by /257, rounded
 (of 16-bit colour PIL keeps the upper byte, at most one level away); 1-bit is black and white. Colour profiles are
@@ -9,10 +9,8 @@ ignored, as in training. TIFF of 32-bit or signed integers and of floats is refu
 mean black and white. Of an animation, or of several pages, the first picture counts.
 """
 
-import io
 import logging
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from app import limits
 from app.errors import BadImage, BadRequest, ImageTooLarge, ServiceError, UnsupportedMediaType
 from app.jpeg import jpeg_pixels, jpeg_size
 from nam.geometry import crop_box
@@ -39,10 +38,6 @@ log = logging.getLogger("nam.images")
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-MAX_SIDE = 65_535  # pixels, the most JPEG and GIF can say; PIL keeps a pointer a row, and its boxes in 32-bit floats
-MAX_JPEG_SCANS = 200  # encoders write about ten; each is a pass over every coefficient, however few bytes it has
-MAX_SCANNED_PIXELS = 2**30  # scans x pixels, about a second and a half of such passes: 16 scans at 64 megapixels
-MAX_PNG_PROFILES = 16  # a PNG has one at most, by chance its letters more; PIL inflates up to a megabyte for each
 QUICK_BYTES, QUICK_PIXELS, QUICK_SCANS = 2**18, 2**19, 4  # a JPEG within all three decodes in 4 ms or less
 SMALL_TILE = 256 * 256  # pixels; TIFF tiles of this size are the custom, however small the picture
 MAX_COVER = 8  # how often a TIFF's tiles may cover its area: once a plane, and PIL reads six planes at most
@@ -68,9 +63,6 @@ REFUSED: tuple[tuple[str, re.Pattern[bytes], str], ...] = (
 
 # TIFF tags.
 BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
-
-# The next JPEG marker that begins a segment, or the end: no stuffing, no fill, no restart, none that stands alone.
-JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
 # How a JPEG's notes begin in which an orientation may be: EXIF's and XMP's.
 NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
@@ -142,7 +134,7 @@ def is_quick(data: bytes) -> bool:
     """Whether decoding is a matter of a few milliseconds: a JPEG of common kind and modest size, by its header."""
     if len(data) > QUICK_BYTES or (size := jpeg_size(data)) is None:
         return False
-    return size[0] * size[1] <= QUICK_PIXELS and scans_at_most(data) <= QUICK_SCANS
+    return size[0] * size[1] <= QUICK_PIXELS and limits.scans_at_most(data) <= QUICK_SCANS
 
 
 def sniff(data: bytes) -> str:
@@ -179,91 +171,40 @@ def read_jpeg(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     """As `read`, the fast way where there is one."""
     if (size := jpeg_size(data)) is None:
         return read(data, "JPEG", max_pixels)
-    check_size(*size, max_pixels)
-    check_scans(data, size[0] * size[1])
+    limits.check_size(*size, max_pixels)
+    limits.check_scans(data, size[0] * size[1])
     if (image := jpeg_pixels(data)) is None:
         return read(data, "JPEG", max_pixels)
     noted = any(begin in data for begin in NOTES)
-    return image, orientation(JpegImageFile(io.BytesIO(data))) if noted else 1
+    return image, orientation(opened(data, "JPEG", max_pixels)) if noted else 1
 
 
 def read(data: bytes, name: str, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     """The image, decoded once its header has passed, and its orientation. Raises ImageTooLarge, BadImage, and whatever
     PIL does."""
-    if name == "WEBP":
-        check_size(*webp_canvas(data), max_pixels)
-    if name == "PNG" and data.count(b"iCCP") > MAX_PNG_PROFILES:
-        raise BadImage("The PNG holds more than one colour profile.")
-    image = READERS[name](io.BytesIO(data))
-    check_size(*image.size, max_pixels)
+    image = opened(data, name, max_pixels)
+    limits.check_size(*image.size, max_pixels)
     if isinstance(image, JpegImageFile):
-        check_scans(data, image.width * image.height)
+        limits.check_scans(data, image.width * image.height)
     if isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
         # Read by a Python loop, pixel by pixel: 30 kB kept it busy for 9 s.
         raise BadImage("Run-length encoded BMP is not accepted: send it plain, or as PNG.")
     if isinstance(image, TiffImageFile):
-        check_tiles(image, data, max_pixels)
+        check_tiles(image, max_pixels)
     if isinstance(image, PngImageFile):
         scale_transparent_colour(image, depth=data[24])
     image.load()
     return image, orientation(image)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"The image is {width}x{height}, {width * height} pixels; at most {max_pixels} are accepted."
-        )
-    if max(width, height) > MAX_SIDE:
-        raise ImageTooLarge(f"The image is {width}x{height}; at most {MAX_SIDE} pixels a side are accepted.")
+def opened(data: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """The image with its header read. Raises as `read` does."""
+    limits.check(data, name, max_pixels)
+    return READERS[name](limits.Reader(data))
 
 
-def webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height from a WebP's first chunk, else (0, 0): PIL allocates the canvas before it tells the size."""
-    match data[12:16]:
-        case b"VP8X":
-            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-        case b"VP8L":
-            bits = int.from_bytes(data[21:25], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        case b"VP8 ":
-            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    return 0, 0
-
-
-def check_scans(data: bytes, pixels: int) -> None:
-    """Raise BadImage where a JPEG has too many scans for its size."""
-    allowed = min(MAX_JPEG_SCANS, max(16, MAX_SCANNED_PIXELS // pixels))
-    if scans_at_most(data) > allowed and count_scans(data) > allowed:  # the first is fast
-        raise BadImage(f"The JPEG has more than {allowed} scans.")
-
-
-def scans_at_most(data: bytes) -> int:
-    """How often a JPEG has the two bytes that a scan begins with, at whatever place: never less than its scans.
-
-    A sixth of the time that ``bytes.count`` takes for a photo.
-    """
-    even, odd = np.frombuffer(data, ">u2", len(data) // 2), np.frombuffer(data, ">u2", (len(data) - 1) // 2, 1)
-    return int(np.count_nonzero(even == 0xFFDA) + np.count_nonzero(odd == 0xFFDA))
-
-
-def count_scans(data: bytes) -> int:
-    """The scans of the first picture in a JPEG file; those of a thumbnail within a segment do not count."""
-    scans, at = 0, 2
-    while (segment := JPEG_SEGMENT.search(data, at)) and segment[1] != b"\xd9":
-        scans += segment[1] == b"\xda"
-        at = segment.end() + int.from_bytes(data[segment.end() : segment.end() + 2], "big")
-    return scans
-
-
-def check_tiles(image: TiffImageFile, data: bytes, max_pixels: int) -> None:
-    """Raise BadImage or ImageTooLarge where decoding a TIFF would cost much more than its size says.
-
-    Of a tag that is there twice PIL believes the last and libtiff the first: so a 10x10 picture hides gigabyte tiles.
-    """
-    tags = tiff_tags(data)
-    if len(set(tags)) < len(tags):
-        raise BadImage("The TIFF says something twice.")
+def check_tiles(image: TiffImageFile, max_pixels: int) -> None:
+    """Raise BadImage or ImageTooLarge where decoding a TIFF would cost much more than its size says."""
     if TILE_WIDTH in image.tag_v2:
         tile_width, tile_height = image.tag_v2[TILE_WIDTH], image.tag_v2[TILE_HEIGHT]
         if tile_width * tile_height > max(max_pixels, SMALL_TILE):
@@ -278,17 +219,6 @@ def check_tiles(image: TiffImageFile, data: bytes, max_pixels: int) -> None:
         raise BadImage("The TIFF's strips cover it many times.")
 
 
-def tiff_tags(data: bytes) -> list[int]:
-    """The tags of a TIFF's first directory, repetitions included. Raises struct.error where it is cut off."""
-    order = "<" if data.startswith(b"II") else ">"
-    pointer, number, entry = ("8xQ", "Q", 20) if b"+" in data[2:4] else ("4xI", "H", 12)
-    (at,) = struct.unpack_from(order + pointer, data)
-    (count,) = struct.unpack_from(order + number, data, at)
-    first = at + struct.calcsize(order + number)
-    count = min(count, (len(data) - first) // entry)
-    return [struct.unpack_from(order + "H", data, first + entry * index)[0] for index in range(count)]
-
-
 def scale_transparent_colour(image: PngImageFile, depth: int) -> None:
     """Bring a PNG's transparent colour to the 8 bits PIL decodes its pixels to; PIL leaves it at the file's depth."""
     colour = image.info.get("transparency")
@@ -299,7 +229,12 @@ def scale_transparent_colour(image: PngImageFile, depth: int) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, as `ImageOps.exif_transpose` finds it; 1 where damaged. PIL turns TIFF itself."""
+    """The EXIF orientation, 1 to 8, as `ImageOps.exif_transpose` finds it; 1 where damaged. PIL turns TIFF itself.
+
+    Raises BadImage where EXIF is larger than any.
+    """
+    if len(image.info.get("exif", b"")) > limits.MAX_EXIF_BYTES:
+        raise BadImage("The image's EXIF is larger than a megabyte.")
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if value in UPRIGHT else 1

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from app import images
+from app import images, limits
 from app.errors import BadImage, BadRequest, ImageTooLarge, ServiceError, UnsupportedMediaType
 from app.images import ACCEPTED, Picture, decode
 from nam.geometry import crop_box
@@ -612,8 +612,8 @@ def test_a_webp_canvas_is_measured_before_it_is_allocated(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("lossless", [False, True])
 def test_the_canvas_of_every_kind_of_webp_is_found(lossless: bool) -> None:
-    assert images.webp_canvas(encode(noise(), "WEBP", lossless=lossless)) == (37, 29)
-    assert images.webp_canvas(encode(see_through(), "WEBP", lossless=lossless)) == (37, 29)
+    assert limits.webp_canvas(encode(noise(), "WEBP", lossless=lossless)) == (37, 29)
+    assert limits.webp_canvas(encode(see_through(), "WEBP", lossless=lossless)) == (37, 29)
 
 
 def test_the_disposal_of_a_gif_frame_is_not_prepared_in_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -694,13 +694,13 @@ def scans(count: int) -> bytes:
 
 
 def test_a_jpeg_may_have_two_hundred_scans_and_no_more() -> None:
-    assert outcome(scans(images.MAX_JPEG_SCANS)) == "ok"
+    assert outcome(scans(limits.MAX_JPEG_SCANS)) == "ok"
     with pytest.raises(BadImage, match="200 scans"):
-        read(scans(images.MAX_JPEG_SCANS + 1))
+        read(scans(limits.MAX_JPEG_SCANS + 1))
 
 
 def test_a_large_jpeg_may_have_fewer_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 16 * 16 * 20)
+    monkeypatch.setattr(limits, "MAX_SCANNED_PIXELS", 16 * 16 * 20)
     assert outcome(scans(20)) == "ok"
     with pytest.raises(BadImage, match="20 scans"):
         read(scans(21))
@@ -710,3 +710,85 @@ def test_scans_within_a_thumbnail_or_after_the_end_do_not_count() -> None:
     data = encode(noise(16, 16), "JPEG")
     note = b"\xff\xe5" + struct.pack(">H", 602) + b"\xff\xda" * 300
     assert outcome(data[:2] + note + data[2:] + b"\0\0" + b"\xff\xda\0\2" * 300) == "ok"
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body)) + body
+
+
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def in_pieces(format: str, count: int) -> bytes:
+    """An image between whose parts there are so many that say nothing."""
+    data = encode(slopes(), format)
+    match format:
+        case "JPEG":
+            return data[:2] + segment(0xE1, noted(1)) + segment(0xFE, b"") * count + data[2:]
+        case "PNG":
+            return data[:33] + chunk(b"abCd") * count + data[33:]
+        case _:
+            at = data.index(b",")
+            return data[:at] + b"!\xfe" + b"\x01a" * count + b"\0" + data[at:]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF"])
+def test_an_image_in_a_million_pieces_is_refused_and_one_in_a_thousand_is_not(format: str) -> None:
+    assert outcome(in_pieces(format, 1000)) == "ok"
+    assert outcome(in_pieces(format, limits.MAX_SMALL_READS)) == "bad_image"
+
+
+def test_no_byte_of_junk_between_segments_is_read_alone_forever() -> None:
+    data = encode(slopes(), "JPEG")
+    with pytest.raises(BadImage, match="pieces"):
+        read(data[:2] + segment(0xE1, noted(1)) + b"\x01" * limits.MAX_SMALL_READS + data[2:])
+
+
+def test_exif_in_many_segments_is_refused() -> None:
+    data = encode(slopes(), "JPEG")
+    assert outcome(data[:2] + segment(0xE1, noted(1)) * limits.MAX_JPEG_EXIF + data[2:]) == "ok"
+    with pytest.raises(BadImage, match="again and again"):
+        read(data[:2] + segment(0xE1, noted(1)) * (limits.MAX_JPEG_EXIF + 1) + data[2:])
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_exif_of_a_million_numbers_is_refused(format: str) -> None:
+    def numbered(count: int) -> bytes:
+        directory = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 0x0112, 5, count, 26) + bytes(4)
+        return encode(slopes(), format, exif=directory + b"\1\0\0\0" * 2 * count)
+
+    assert outcome(numbered(1000)) == "ok"
+    with pytest.raises(BadImage, match="EXIF"):
+        read(numbered(limits.MAX_EXIF_BYTES // 8))
+
+
+def striped(strips: int) -> bytes:
+    plain = ((256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, PIXELS), (277, 1), (278, 1), (279, LENGTH))
+    data = bytearray(tiff(*plain, pixels=struct.pack("<I", 8) * strips))
+    data[10 + 5 * 12 + 4 : 10 + 5 * 12 + 8] = struct.pack("<I", strips)
+    return bytes(data)
+
+
+def test_a_tiff_of_more_strips_than_rows_can_be_is_refused_before_they_are_read() -> None:
+    assert outcome(striped(8)) == "ok"
+    with pytest.raises(BadImage, match="numbers"):
+        read(striped(limits.MAX_TIFF_NUMBERS + 1))
+
+
+@pytest.mark.parametrize("head", [b"II*\0\x08\0\0\0\xff\xff", b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 8])
+def test_a_tiff_of_thousands_of_tags_is_refused(head: bytes) -> None:
+    with pytest.raises(BadImage, match="tags"):
+        read(head + bytes(100))
+
+
+def test_what_is_read_again_and_again_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_READ_BYTES", 10_000)
+    with pytest.raises(BadImage, match="pieces"):
+        read(encode(noise(99, 99), "BMP"))
+
+
+def test_a_large_jpeg_of_many_segments_is_not_searched_for_its_scans_forever() -> None:
+    data = scans(20)
+    with pytest.raises(BadImage, match="pieces"):
+        limits.check_scans(data[:2] + segment(0xFE, b"") * limits.MAX_SMALL_READS + data[2:], 2**27)
