@@ -1,13 +1,14 @@
 """Who may ask, how much, how slowly, and until when; and what is told of it afterwards. Decisions alone:
 ``middleware.py`` asks for them where a request goes through the framework, ``protocol.py`` where it does not."""
 
+import hashlib
 import hmac
 import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 from starlette.responses import Response
@@ -31,6 +32,11 @@ logger = logging.getLogger("nam.access")
 Headers = Mapping[bytes, bytes]
 
 # nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
+# What every answer says: it is what its type says. And what is said of those that do not say how they may be kept:
+# they may tell of somebody's image.
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+NOT_KEPT = (b"cache-control", b"no-store")
+
 CLIENT_GONE = 499
 # How much longer than expected a wait may become before an accepted request misses its deadline.
 _MARGIN = 1.25
@@ -51,12 +57,22 @@ def request_id(headers: Headers) -> str:
 
 
 def check_key(services: Services, headers: Headers) -> None:
-    """``Authorization: Bearer <key>``, where keys are set, compared in constant time. Raises Unauthorized."""
-    if not (keys := services.settings.keys):
+    """``Authorization: Bearer <key>``, where keys are set. Raises Unauthorized.
+
+    Digests are compared, all of them and each in constant time: the time says neither how much of a key was right nor
+    how long it is, nor which one fitted.
+    """
+    if not (digests := services.settings.key_digests):
+def safe_headers(told: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What an answer with these headers says besides."""
+    kept = any(name.lower() in (b"cache-control", b"etag") for name, _ in told)
+    return [NO_SNIFFING] if kept else [NO_SNIFFING, NOT_KEPT]
+
+
         return
     scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
-    # Every key is compared, so that the time says nothing of which one fitted.
-    fits = [hmac.compare_digest(sent, key.encode()) for key in keys]
+    digest = hashlib.sha256(sent.strip(b" ")).digest()
+    fits = [hmac.compare_digest(digest, one) for one in digests]
     if scheme.lower() != b"bearer" or not any(fits):
         raise Unauthorized
 

@@ -41,7 +41,7 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
         redirect_slashes=False,
         middleware=[
             Middleware(RequestContext, routes=[*routes, "/openapi.json"]),
-            Middleware(Keys),
+            Middleware(Keys, doors=settings.open_doors),
             Middleware(Admission, paths=(*api.WORK, *oip.WORK)),
         ],
         exception_handlers={
@@ -55,6 +55,8 @@ def create_app(settings: Settings, open_lanes: OpenLanes, load: Load | None = No
     app.include_router(docs.router)
     app.include_router(page.router)
     docs.mount_assets(app)
+    if settings.keys:
+        docs.tell_of_keys(app.openapi(), unlocked=Keys.HEALTH)
     return app
 
 

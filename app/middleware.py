@@ -11,7 +11,7 @@ State of a request lives in an object made per call, never on a middleware.
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
@@ -93,7 +93,7 @@ class _Exchange:
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            extra = [(b"x-request-id", self.id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
+            extra = [(b"x-request-id", self.id.encode("latin-1")), *guards.safe_headers(message.get("headers", ()))]
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif self.head:
             message = {**message, "body": b""}
@@ -114,16 +114,22 @@ class _Exchange:
 
 
 class Keys:
-    """A key on every path but health and the page, where keys are set: the page asks for one, so it must load without.
+    """A key on every path but health, where keys are set, and but for what ``NAM_OPEN`` names: the page asks for a key
+    itself, so it must load without one.
 
     On the raw path of the scope: a URL that is rebuilt from the Host header can be made to look like another one
     (Starlette's BadHost, fixed in 1.0.1).
     """
 
-    OPEN = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-    FILES = "/web/"  # of the page; they hold no secret
+    HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+    # What each word opens: paths, and beginnings of paths. None of these files holds a secret.
+    DOORS: Mapping[str, tuple[frozenset[str], tuple[str, ...]]] = {
+        "page": (frozenset({"/"}), ("/web/",)),
+        "docs": (frozenset({"/docs", "/openapi.json", "/web/docs.js", "/web/icon.svg"}), ("/docs/assets/",)),
+        "metrics": (frozenset({"/metrics"}), ()),
+    }
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, doors: Collection[str]) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +138,7 @@ class Keys:
         await self.app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in self.OPEN or path.startswith(self.FILES)
+        return path in self._open or path.startswith(self._below)
 
 
 class Admission:
@@ -140,6 +146,8 @@ class Admission:
     they arrive, bounds the pauses between them, and stamps the deadline, an instant of ``time.monotonic()``."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+        self._open = self.HEALTH.union(*(self.DOORS[door][0] for door in doors))
+        self._below = tuple(start for door in doors for start in self.DOORS[door][1])
         self.app = app
         self.paths = Routes(paths)
 

@@ -1,17 +1,27 @@
 """Every knob of the service: a unit in each name, one sentence each. The only reader of the environment (``NAM_*``)."""
 
+import hashlib
 import os
+import re
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
+# What may need no key where keys are set; health never needs one.
+_DOORS = frozenset({"page", "docs", "metrics"})
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="NAM_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="NAM_",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # where keys would stand
+    )
 
     weights: str = Field(
         default="resnet18-nam-tiny-imagenet", description="A weights file, or the name of shipped weights."
@@ -84,21 +94,80 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="The port that nam serve listens on; 0 takes a free one."
     )
+    api_keys_file: Path | None = Field(
+        default=None, description="A file of further keys, one a line, # begins a comment; read at start."
+    )
+    open: str = Field(
+        default="page", description="What needs no key where keys are set, besides health: of page, docs, metrics."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
 
-    def environment(self) -> dict[str, str]:
-        """This process's environment, in which another one finds these same settings."""
-        own = {f"NAM_{name.upper()}": str(value) for name, value in self}
-        return os.environ | own | {"NAM_API_KEYS": self.api_keys.get_secret_value()}
+    @model_validator(mode="after")
+    def _keys_can_be_sent(self) -> "Settings":
+        """A slip must not leave a service open, nor closed to all. No key is in the words."""
+        asked_for = bool(self.api_keys.get_secret_value().strip() or self.api_keys_file)
+        if asked_for and not self.keys:
+            raise ValueError("keys are asked for, and there are none in api_keys or in the file of api_keys_file")
+        if not all(re.fullmatch(r"[!-+\--~]+", key) for key in self.keys):
+            raise ValueError("a key is of printable ASCII without spaces and commas: no header can carry another")
+        return self
+
+    def environment(self, *, keys: bool = False) -> dict[str, str]:
+        """This process's environment, in which another one finds these same settings. ``keys``: these too, for those
+        processes alone that ask for them: what decodes the images of strangers knows no secret."""
+        own = {f"NAM_{name.upper()}": str(value) for name, value in self if value is not None}
+        told = {"NAM_API_KEYS": self.api_keys.get_secret_value()}
+        return os.environ | own | (told if keys else {"NAM_API_KEYS": "", "NAM_API_KEYS_FILE": ""})
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())
+        """Those of the environment, then those of the file. OSError where it cannot be read."""
+        lines = self.api_keys_file.read_text(encoding="utf-8").splitlines() if self.api_keys_file else []
+        told = [*self.api_keys.get_secret_value().split(","), *(line.partition("#")[0] for line in lines)]
+        return tuple(key.strip() for key in told if key.strip())
 
+    @cached_property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """Of one length, so that comparing them says nothing of the keys'."""
+        return tuple(hashlib.sha256(key.encode()).digest() for key in self.keys)
+
+
+def _words(told: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in told.split(",") if word.strip())
+
+
+def otel(name: str) -> str:
+    """A variable of OpenTelemetry, which its SDK reads itself: only what decides whether to begin with it at all."""
+    return os.environ.get(f"OTEL_{name}", "").strip()
+
+    log_format: Literal["line", "json"] = Field(
+        default="line", description="What is logged: lines for people, or a JSON object a line."
+    )
+    gate_sample: int = Field(
+        default=0,
+        ge=0,
+        description="One in so many images asked for labels is looked at for nam_gate_spread; 0: only /attention's.",
+    )
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _is_named(cls, told: object) -> object:
+        return told or None
+
+    @field_validator("open")
+    @classmethod
+    def _are_doors(cls, told: str) -> str:
+        if unknown := _words(told) - _DOORS:
+            raise ValueError(f"{', '.join(sorted(unknown))}: only page, docs and metrics may need no key")
+        return told
 
 def unknown_variables() -> list[str]:
     """Variables that begin like a setting and are none: most likely a slip of the pen."""
     known = {f"NAM_{name.upper()}" for name in Settings.model_fields}
     return sorted(name for name in os.environ if name.startswith("NAM_") and name not in known)
+    def open_doors(self) -> frozenset[str]:
+        return _words(self.open)
+
+    @cached_property

@@ -53,10 +53,8 @@ class _Supervisor:
         self._folder, self._count, self._stopping = folder, settings.workers, False
         (folder / "metrics").mkdir()
         make_board(folder / "board", 1 + self._count)
-        self._environment = settings.environment() | {
-            "NAM_PORT": str(port),
-            "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-        }
+        self._settings = settings
+        self._of_all = {"NAM_PORT": str(port), "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
         self._http: dict[int, subprocess.Popen[bytes]] = {}
 
     def run(self) -> int:
@@ -110,6 +108,7 @@ class _Supervisor:
     def _start(self, part: str, row: int) -> subprocess.Popen[bytes]:
         """In a session of its own, so that Ctrl-C reaches the supervisor alone; its stdin ends with the supervisor."""
         command = [sys.executable, "-m", "app.workers", part, str(row), str(self._folder)]
+        environment = self._settings.environment(keys=part == "http") | self._of_all
         return subprocess.Popen(  # noqa: S603 - our own module
             command, stdin=subprocess.PIPE, env=self._environment, start_new_session=True
         )

@@ -50,7 +50,7 @@ def test_a_variable_that_is_no_setting_is_told(
 
 def test_another_process_finds_the_same_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Settings(weights="mine", max_batch=3, api_keys="one,two", cache_dir="/somewhere")
-    for name, value in chosen.environment().items():
+    for name, value in chosen.environment(keys=True).items():
         monkeypatch.setenv(name, value)
     assert Settings() == chosen
     assert Settings().keys == ("one", "two")
