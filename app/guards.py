@@ -31,13 +31,15 @@ logger = logging.getLogger("nam.access")
 
 Headers = Mapping[bytes, bytes]
 
-# nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
 # What every answer says: it is what its type says. And what is said of those that do not say how they may be kept:
 # they may tell of somebody's image.
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 NOT_KEPT = (b"cache-control", b"no-store")
 
+# nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
 CLIENT_GONE = 499
+# Probes come all day long and say nothing: no spans of them.
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # How much longer than expected a wait may become before an accepted request misses its deadline.
 _MARGIN = 1.25
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -56,6 +58,12 @@ def request_id(headers: Headers) -> str:
     return sent if _GOOD_ID.fullmatch(sent) else next(_ids)
 
 
+def safe_headers(told: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What an answer with these headers says besides."""
+    kept = any(name.lower() in (b"cache-control", b"etag") for name, _ in told)
+    return [NO_SNIFFING] if kept else [NO_SNIFFING, NOT_KEPT]
+
+
 def check_key(services: Services, headers: Headers) -> None:
     """``Authorization: Bearer <key>``, where keys are set. Raises Unauthorized.
 
@@ -63,12 +71,6 @@ def check_key(services: Services, headers: Headers) -> None:
     how long it is, nor which one fitted.
     """
     if not (digests := services.settings.key_digests):
-def safe_headers(told: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """What an answer with these headers says besides."""
-    kept = any(name.lower() in (b"cache-control", b"etag") for name, _ in told)
-    return [NO_SNIFFING] if kept else [NO_SNIFFING, NOT_KEPT]
-
-
         return
     scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
     digest = hashlib.sha256(sent.strip(b" ")).digest()
@@ -89,7 +91,7 @@ class Admitted:
         _refuse_if_unfit(services)
         timeout_s = _timeout_s(headers.get(b"x-timeout-ms"), services)
         _refuse_if_too_late(services, timeout_s)
-        self._services, self._held, self._seen = services, 0, 0
+        self._services, self._held, self._seen, self._answer = services, 0, 0, 0
         self.deadline = time.monotonic() + timeout_s
         self._reserve(int(headers.get(b"content-length", b"0")))  # which the server has checked
         services.load.requests += 1
@@ -107,7 +109,7 @@ class Admitted:
     def close(self) -> None:
         load = self._services.load
         load.requests -= 1
-        load.body_bytes -= self._held
+        load.body_bytes -= self._held + self._answer
 
     def _reserve(self, total: int) -> None:
         """Hold so many bytes in all."""

@@ -131,6 +131,8 @@ class Keys:
 
     def __init__(self, app: ASGIApp, doors: Collection[str]) -> None:
         self.app = app
+        self._open = self.HEALTH.union(*(self.DOORS[door][0] for door in doors))
+        self._below = tuple(start for door in doors for start in self.DOORS[door][1])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_open(scope["path"]):
@@ -146,8 +148,6 @@ class Admission:
     they arrive, bounds the pauses between them, and stamps the deadline, an instant of ``time.monotonic()``."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
-        self._open = self.HEALTH.union(*(self.DOORS[door][0] for door in doors))
-        self._below = tuple(start for door in doors for start in self.DOORS[door][1])
         self.app = app
         self.paths = Routes(paths)
 

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Keys, separated by commas, one of which callers must send; none: open to all.",
     )
+    api_keys_file: Path | None = Field(
+        default=None, description="A file of further keys, one a line, # begins a comment; read at start."
+    )
+    open: str = Field(
+        default="page", description="What needs no key where keys are set, besides health: of page, docs, metrics."
+    )
     workers: int = Field(
         default=1,
         ge=1,
@@ -93,12 +99,6 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="The address that nam serve listens on.")
     port: int = Field(
         default=8000, ge=0, le=65535, description="The port that nam serve listens on; 0 takes a free one."
-    )
-    api_keys_file: Path | None = Field(
-        default=None, description="A file of further keys, one a line, # begins a comment; read at start."
-    )
-    open: str = Field(
-        default="page", description="What needs no key where keys are set, besides health: of page, docs, metrics."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
@@ -167,7 +167,3 @@ def unknown_variables() -> list[str]:
     """Variables that begin like a setting and are none: most likely a slip of the pen."""
     known = {f"NAM_{name.upper()}" for name in Settings.model_fields}
     return sorted(name for name in os.environ if name.startswith("NAM_") and name not in known)
-    def open_doors(self) -> frozenset[str]:
-        return _words(self.open)
-
-    @cached_property

@@ -110,7 +110,7 @@ class _Supervisor:
         command = [sys.executable, "-m", "app.workers", part, str(row), str(self._folder)]
         environment = self._settings.environment(keys=part == "http") | self._of_all
         return subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, env=self._environment, start_new_session=True
+            command, stdin=subprocess.PIPE, env=environment, start_new_session=True
         )
 
 
