@@ -103,45 +103,6 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
-
-    @model_validator(mode="after")
-    def _keys_can_be_sent(self) -> "Settings":
-        """A slip must not leave a service open, nor closed to all. No key is in the words."""
-        asked_for = bool(self.api_keys.get_secret_value().strip() or self.api_keys_file)
-        if asked_for and not self.keys:
-            raise ValueError("keys are asked for, and there are none in api_keys or in the file of api_keys_file")
-        if not all(re.fullmatch(r"[!-+\--~]+", key) for key in self.keys):
-            raise ValueError("a key is of printable ASCII without spaces and commas: no header can carry another")
-        return self
-
-    def environment(self, *, keys: bool = False) -> dict[str, str]:
-        """This process's environment, in which another one finds these same settings. ``keys``: these too, for those
-        processes alone that ask for them: what decodes the images of strangers knows no secret."""
-        own = {f"NAM_{name.upper()}": str(value) for name, value in self if value is not None}
-        told = {"NAM_API_KEYS": self.api_keys.get_secret_value()}
-        return os.environ | own | (told if keys else {"NAM_API_KEYS": "", "NAM_API_KEYS_FILE": ""})
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Those of the environment, then those of the file. OSError where it cannot be read."""
-        lines = self.api_keys_file.read_text(encoding="utf-8").splitlines() if self.api_keys_file else []
-        told = [*self.api_keys.get_secret_value().split(","), *(line.partition("#")[0] for line in lines)]
-        return tuple(key.strip() for key in told if key.strip())
-
-    @cached_property
-    def key_digests(self) -> tuple[bytes, ...]:
-        """Of one length, so that comparing them says nothing of the keys'."""
-        return tuple(hashlib.sha256(key.encode()).digest() for key in self.keys)
-
-
-def _words(told: str) -> frozenset[str]:
-    return frozenset(word.strip() for word in told.split(",") if word.strip())
-
-
-def otel(name: str) -> str:
-    """A variable of OpenTelemetry, which its SDK reads itself: only what decides whether to begin with it at all."""
-    return os.environ.get(f"OTEL_{name}", "").strip()
-
     log_format: Literal["line", "json"] = Field(
         default="line", description="What is logged: lines for people, or a JSON object a line."
     )
@@ -162,6 +123,49 @@ def otel(name: str) -> str:
         if unknown := _words(told) - _DOORS:
             raise ValueError(f"{', '.join(sorted(unknown))}: only page, docs and metrics may need no key")
         return told
+
+    @model_validator(mode="after")
+    def _keys_can_be_sent(self) -> "Settings":
+        """A slip must not leave a service open, nor closed to all. No key is in the words."""
+        asked_for = bool(self.api_keys.get_secret_value().strip() or self.api_keys_file)
+        if asked_for and not self.keys:
+            raise ValueError("keys are asked for, and there are none in api_keys or in the file of api_keys_file")
+        if not all(re.fullmatch(r"[!-+\--~]+", key) for key in self.keys):
+            raise ValueError("a key is of printable ASCII without spaces and commas: no header can carry another")
+        return self
+
+    def environment(self, *, keys: bool = False) -> dict[str, str]:
+        """This process's environment, in which another one finds these same settings. ``keys``: these too, for those
+        processes alone that ask for them: what decodes the images of strangers knows no secret."""
+        own = {f"NAM_{name.upper()}": str(value) for name, value in self if value is not None}
+        told = {"NAM_API_KEYS": self.api_keys.get_secret_value()}
+        return os.environ | own | (told if keys else {"NAM_API_KEYS": "", "NAM_API_KEYS_FILE": ""})
+
+    @property
+    def open_doors(self) -> frozenset[str]:
+        return _words(self.open)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Those of the environment, then those of the file. OSError where it cannot be read."""
+        lines = self.api_keys_file.read_text(encoding="utf-8").splitlines() if self.api_keys_file else []
+        told = [*self.api_keys.get_secret_value().split(","), *(line.partition("#")[0] for line in lines)]
+        return tuple(key.strip() for key in told if key.strip())
+
+    @cached_property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """Of one length, so that comparing them says nothing of the keys'."""
+        return tuple(hashlib.sha256(key.encode()).digest() for key in self.keys)
+
+
+def _words(told: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in told.split(",") if word.strip())
+
+
+def otel(name: str) -> str:
+    """A variable of OpenTelemetry, which its SDK reads itself: only what decides whether to begin with it at all."""
+    return os.environ.get(f"OTEL_{name}", "").strip()
+
 
 def unknown_variables() -> list[str]:
     """Variables that begin like a setting and are none: most likely a slip of the pen."""
