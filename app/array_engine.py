@@ -45,6 +45,9 @@ class ArrayEngine(Generic[Lane]):
         its channels, held at its mean; int64 (n,), -1 is none and all, as :mod:`nam.gated` has it."""
         raise NotImplementedError
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         kinds = [self._kind(ask) for ask in asks]
         answers: dict[int, Answer] = {}

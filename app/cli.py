@@ -43,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from app.server import serve
     from app.services import lanes_here
 
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     refusals: list[EngineError] = []
 
     def opened(settings: Settings, on_forward: Callable[[float], None]) -> Run:

@@ -178,3 +178,7 @@ class Engine(Protocol):
     crowded: bool
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]: ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the device by kind: ``allocated``, ``reserved``, ``free``; nothing where it has none of its own."""
+        ...

@@ -80,6 +80,8 @@ class Run(Protocol):
 
     def lanes(self) -> list[Lane[Job, Outcome]]: ...
 
+    def memory(self) -> dict[str, int]: ...
+
     async def close(self) -> None: ...
 
 
@@ -100,6 +102,10 @@ class Forward:
     def lanes(self) -> list[Lane[Job, Outcome]]:
         self._lanes = [ThreadLane(self, f"lane-{number}") for number in range(self.card.lanes)]
         return list(self._lanes)
+
+    def memory(self) -> dict[str, int]:
+        """As :meth:`app.engine.Engine.memory`."""
+        return self._engine.memory()
 
     async def close(self) -> None:
         """The engine ends with the process."""

@@ -26,6 +26,7 @@ from app.errors import (
     problem,
 )
 from app.services import Services
+from app.trace import Trace, heard
 
 logger = logging.getLogger("nam.access")
 
@@ -38,6 +39,8 @@ NOT_KEPT = (b"cache-control", b"no-store")
 
 # nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
 CLIENT_GONE = 499
+# Probes come all day long and say nothing: no spans of them.
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # Probes come all day long and say nothing: no spans of them.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # How much longer than expected a wait may become before an accepted request misses its deadline.
@@ -125,11 +128,38 @@ class Admitted:
         self._held = total
 
 
-def account(services: Services, method: str, route: str, status: int, seconds: float, id_: str) -> None:
-    """The request's line in the log, and its place in the metrics."""
-    services.metrics.on_request(route, status, seconds)
+def begin_trace(services: Services, method: str, path: str, route: str | None, headers: Headers) -> Trace | None:
+    """The request's trace: ours where traces are on, else the caller's, else none."""
+    if services.traces is None or route in _PROBES:
+        return heard(headers)
+    return services.traces.begin(method, path, route, headers)
+
+
+def account(
+    services: Services,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    id_: str,
+    *,
+    received: int,
+    sent: int,
+    trace: Trace | None,
+) -> None:
+    """The request's line in the log, its place in the metrics, its spans. ``received``, ``sent``: bytes of bodies."""
+    services.metrics.on_request(route, status, seconds, received, sent)
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s %s %d %.1f ms %s", method, route, status, 1000 * seconds, id_)
+        fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
+        line = "%s %s %d %.1f ms %s"
+        logger.info(line, method, route, status, 1000 * seconds, id_, extra=fields | log_fields(id_, trace))
+    if trace is not None:
+        trace.end(status, received, sent)
+
+
+def log_fields(id_: str, trace: Trace | None) -> dict[str, str]:
+    """What every line about a request says of it beside its words."""
+    return {"request_id": id_} if trace is None else {"request_id": id_, "trace_id": trace.id}
 
 
 def refusal(services: Services, error: ServiceError, id_: str, path: str = "") -> Response:

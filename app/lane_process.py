@@ -187,6 +187,10 @@ class ProcessLanes:
         """The first alone can take all cores; it is the one that a Batcher gives to whoever comes alone."""
         return [partial(self._run, number) for number in range(len(self._lanes))]
 
+    def memory(self) -> dict[str, int]:
+        """They are on the CPU."""
+        return {}
+
     async def close(self) -> None:
         """Also a lane that is stuck in a call: it is killed."""
         for lane in self._lanes:
@@ -234,7 +238,7 @@ def open_run(settings: Settings, on_forward: Callable[[float], None]) -> Run:
 def main() -> int:
     """One lane: says its card, then answers batches until its socket is closed."""
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     connection, number = int(sys.argv[1]), int(sys.argv[2])
     stream = Stream(socket.socket(fileno=connection))
     lone_threads = (os.cpu_count() or 1) if number == 0 else settings.threads

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import guards
 from app.errors import Draining, InternalError, NotFound, ServiceError
 from app.services import Services
+from app.trace import of_request
 
 logger = logging.getLogger("nam.access")
 
@@ -59,13 +60,16 @@ class _Exchange:
         self.headers = guards.by_name(scope["headers"])
         self.id = guards.request_id(self.headers)
         self.head = scope["method"] == "HEAD"
-        self.status = 0
+        self.route = owner.routes.find(scope["path"])
+        self.status = self.received = self.sent = 0
+        self.trace = guards.begin_trace(_services(scope), scope["method"], scope["path"], self.route, self.headers)
         scope["state"]["request_id"] = self.id
 
     async def run(self) -> None:
         started = time.monotonic()
+        of_request.set(self.trace)
         try:
-            await self.owner.app(self._inner_scope(), self.receive, self._send)
+            await self.owner.app(self._inner_scope(), self._receive, self._send)
         except ClientDisconnect:
             self.status = guards.CLIENT_GONE
         except asyncio.CancelledError:  # the drain is over: what is left is told so
@@ -90,6 +94,11 @@ class _Exchange:
         headers = [(name, value) for name, value in self.scope["headers"] if name != b"range"]
         return {**self.scope, "headers": headers, "method": "GET" if self.head else self.scope["method"]}
 
+    async def _receive(self) -> Message:
+        message = await self.receive()
+        self.received += len(message.get("body", b""))
+        return message
+
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -97,11 +106,12 @@ class _Exchange:
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif self.head:
             message = {**message, "body": b""}
+        self.sent += len(message.get("body", b""))
         await self.send(message)
 
     async def _answer(self, error: Exception) -> None:
         if not isinstance(error, ServiceError):
-            logger.error("request %s failed", self.id, exc_info=error)
+            logger.error("request %s failed", self.id, extra=guards.log_fields(self.id, self.trace), exc_info=error)
             error = InternalError()
         if self.status:  # half an answer is out: closing the connection is the only honest end
             raise error
@@ -109,8 +119,11 @@ class _Exchange:
         await answer(self.scope, self.receive, self._send)
 
     def _account(self, seconds: float) -> None:
-        route = self.owner.routes.find(self.scope["path"]) or "other"
-        guards.account(_services(self.scope), self.scope["method"], route, self.status, seconds, self.id)
+        services, route = _services(self.scope), self.route or "other"
+        told = {"received": self.received, "sent": self.sent}
+        guards.account(
+            services, self.scope["method"], route, self.status, seconds, self.id, **told, trace=self.trace
+        )
 
 
 class Keys:

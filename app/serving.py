@@ -12,6 +12,7 @@ from app.engine import AttentionAsk
 from app.forward import Decoded, Done, Job, Outcome, timed_decode
 from app.images import is_quick
 from app.services import Services
+from app.trace import Trace, of_request
 
 T = TypeVar("T")
 
@@ -29,28 +30,40 @@ async def serve(
     services: Services, image: bytes | Decoded, top_k: int, deadline: float, attention: AttentionAsk | None = None
 ) -> Served:
     """Raises a ServiceError; ``deadline`` is an instant of the event loop's clock."""
+    trace = of_request.get()
     try:
-        return finished(services, await begin(services, image, top_k, deadline, attention))
+        return finished(services, await begin(services, image, top_k, deadline, attention, trace), trace)
     except batching.BatcherError as error:
         raise refused(services, error) from None
 
 
 def begin(
-    services: Services, image: bytes | Decoded, top_k: int, deadline: float, attention: AttentionAsk | None = None
+    services: Services,
+    image: bytes | Decoded,
+    top_k: int,
+    deadline: float,
+    attention: AttentionAsk | None = None,
+    trace: Trace | None = None,
 ) -> asyncio.Future[batching.Served[Outcome]]:
     """The image on its way; for what the future has, :func:`finished`. Raises a BatcherError at once, or it has one:
     for that, :func:`refused`."""
+    parent = "" if trace is None else trace.parent
+    if attention is None and services.looks is not None:
+        attention = services.looks.next()
     if isinstance(image, Decoded) or (services.engine.card.lanes_decode and is_quick(image)):
-        return services.batcher.submit(Job(image, top_k, attention), deadline)
-    return asyncio.ensure_future(_decoded_first(services, image, top_k, deadline, attention))
+        return services.batcher.submit(Job(image, top_k, attention, parent), deadline)
+    return asyncio.ensure_future(_decoded_first(services, image, top_k, deadline, attention, parent))
 
 
-def finished(services: Services, served: batching.Served[Outcome]) -> Served:
+def finished(services: Services, served: batching.Served[Outcome], trace: Trace | None = None) -> Served:
     """Raises the ServiceError that the image itself is."""
-    if isinstance(served.result, errors.ServiceError):
-        raise served.result
-    services.metrics.decode.observe(served.result.decode_s)
-    return Served(served.result, served.queue_s, served.batch_size)
+    done = served.result
+    if isinstance(done, errors.ServiceError):
+        raise done
+    services.metrics.on_image(done.decode_s, served.queue_s, ((look.name, look.std) for look in done.answer.blocks))
+    if trace is not None:
+        trace.add(served)
+    return Served(done, served.queue_s, served.batch_size)
 
 
 def refused(services: Services, error: batching.BatcherError) -> Exception:
@@ -67,10 +80,10 @@ def refused(services: Services, error: batching.BatcherError) -> Exception:
 
 
 async def _decoded_first(
-    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None
+    services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None, parent: str
 ) -> batching.Served[Outcome]:
     decoded = await _decoded(services, image, deadline)
-    return await services.batcher.submit(Job(decoded, top_k, attention), deadline)
+    return await services.batcher.submit(Job(decoded, top_k, attention, parent), deadline)
 
 
 async def _decoded(services: Services, image: bytes, deadline: float) -> Decoded:

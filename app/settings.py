@@ -111,6 +111,14 @@ class Settings(BaseSettings):
         ge=0,
         description="One in so many images asked for labels is looked at for nam_gate_spread; 0: only /attention's.",
     )
+    log_format: Literal["line", "json"] = Field(
+        default="line", description="What is logged: lines for people, or a JSON object a line."
+    )
+    gate_sample: int = Field(
+        default=0,
+        ge=0,
+        description="One in so many images asked for labels is looked at for nam_gate_spread; 0: only /attention's.",
+    )
 
     @field_validator("api_keys_file", mode="before")
     @classmethod
@@ -160,6 +168,11 @@ class Settings(BaseSettings):
 
 def _words(told: str) -> frozenset[str]:
     return frozenset(word.strip() for word in told.split(",") if word.strip())
+
+
+def otel(name: str) -> str:
+    """A variable of OpenTelemetry, which its SDK reads itself: only what decides whether to begin with it at all."""
+    return os.environ.get(f"OTEL_{name}", "").strip()
 
 
 def otel(name: str) -> str:

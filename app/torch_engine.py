@@ -49,7 +49,8 @@ class TorchEngine(ArrayEngine["_Lane"]):
     ) -> None:
         if dtype == "int8":
             raise EngineError("NAM_DTYPE=int8 is OpenVINO's, on the CPU")
-        on, cores = _device(device), os.cpu_count() or 1
+        self._device = on = _device(device)
+        cores = os.cpu_count() or 1
         lanes = lanes or (cores if device == "cpu" else _CUDA_LANES)
         if device == "cpu":
             torch.set_num_threads(threads or max(1, cores // lanes))
@@ -79,6 +80,13 @@ class TorchEngine(ArrayEngine["_Lane"]):
 
     def infer(self, lane: "_Lane", images: list[Pixels], kind: Kind, *, alone: bool) -> dict[str, Floats]:
         return lane.infer(images, kind)
+
+    def memory(self) -> dict[str, int]:
+        if self._device.type != "cuda":
+            return {}
+        free, _ = torch.cuda.mem_get_info(self._device)
+        told = {"allocated": torch.cuda.memory_allocated(self._device), "free": free}
+        return told | {"reserved": torch.cuda.memory_reserved(self._device)}
 
     @torch.inference_mode()
     def held(self, pixels: Pixels, blocks: Indices, channels: Indices) -> Floats:

@@ -189,7 +189,7 @@ def main() -> int:
     """One process of a service, as its supervisor starts it: ``python -m app.workers engine|http ROW FOLDER``."""
     part, row, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     settings = Settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         if part == "engine":
             uvloop.run(_run_engine(settings, folder))

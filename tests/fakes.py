@@ -48,6 +48,9 @@ class FakeEngine:
         self.error: BaseException | None = None
         self.batches: list[int] = []
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         self.batches.append(len(asks))
         self.gate.wait(10)
