@@ -72,8 +72,10 @@ class _Exchange:
             await self.owner.app(self._inner_scope(), self._receive, self._send)
         except ClientDisconnect:
             self.status = guards.CLIENT_GONE
-        except asyncio.CancelledError:  # the drain is over: what is left is told so
-            if not self.status:
+        except asyncio.CancelledError:  # the drain is over: what is left is told so; but Ray: the caller is gone
+            if not _services(self.scope).load.draining:
+                self.status = guards.CLIENT_GONE
+            elif not self.status:
                 await self._answer(Draining())
             raise
         except Exception as error:

@@ -48,6 +48,7 @@ APP: dict[str, set[str]] = {
     "render": {"engine", "forward", "images", "schemas", "nam.figure"},
     "page": {"errors"},
     "protocol": {"batching", "errors", "forward", "guards", "schemas", "services", "serving", "trace", "uploads"},
+    "ray_serve": {"guards", "lane_process", "logs", "main", "services", "settings"},
     "remote": {"batching", "engine", "errors", "forward", "services", "wire"},
     "server": {"board", "main", "protocol", "services", "settings"},
     "services": {
@@ -77,7 +78,8 @@ ONLY: dict[str, set[str]] = {
     "opentelemetry": {"spans"},
     "PIL": {"bench_command", "images", "jpeg", "cli"},
     "fastapi": {"api", "docs", "main", "oip", "page", "services"},
-    "pydantic": {"oip_schemas", "schemas", "settings"},
+    "pydantic": {"oip_schemas", "ray_serve", "schemas", "settings"},
+    "ray": {"ray_serve"},
     "uvicorn": {"protocol", "server"},
 }
 
