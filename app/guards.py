@@ -41,8 +41,6 @@ NOT_KEPT = (b"cache-control", b"no-store")
 CLIENT_GONE = 499
 # Probes come all day long and say nothing: no spans of them.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-# Probes come all day long and say nothing: no spans of them.
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # How much longer than expected a wait may become before an accepted request misses its deadline.
 _MARGIN = 1.25
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
