@@ -47,8 +47,9 @@ $(VENV)/.serve: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	@{ command -v curl && { command -v chromium || command -v google-chrome; }; } >/dev/null \
-	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends curl chromium; } \
-	  || { echo "the tests of the README need curl, those of the page need chromium"; exit 1; }
+	@{ command -v curl && command -v promtool && { command -v chromium || command -v google-chrome; }; } >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	    && apt-get install -qq -y --no-install-recommends curl chromium prometheus; } \
+	  || { echo "the tests need curl (the README), chromium (the page) and prometheus (the metrics)"; exit 1; }
 	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable ".[test]"
 	touch $@
