@@ -175,6 +175,12 @@ class Batcher(Generic[Item, Result]):
             loop.call_soon(self._dispatch)
         return waiter.future
 
+    def fail(self, reason: str) -> None:
+        """No more work is taken, and what is queued fails with Closed; what is under way may still end well."""
+        self._closed_because = reason
+        self._fail_queued(Closed(reason))
+        self._see_whether_drained()
+
     async def close(self, grace_s: float) -> None:
         """Refuses new work, serves what is queued for at most `grace_s`, then fails the rest with Closed.
 
@@ -265,8 +271,7 @@ class Batcher(Generic[Item, Result]):
         self._calls.discard(call)
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.critical("the batcher failed, no more work is taken", exc_info=error)
-            self._closed_because = "the batcher failed"
-            self._fail_queued(Closed(self._closed_because))
+            self.fail("the batcher failed")
         self._see_whether_drained()
 
     def _learn(self, run_s: float, worth: int) -> None:

@@ -42,6 +42,7 @@ class Protocol(HttpToolsProtocol):
     _unasked: asyncio.TimerHandle | None = None  # runs while what comes is a head, or a body that was refused already
     _unasked_bytes = 0
     _in_body = False
+    _last_answered = False  # nothing that still comes is looked at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -68,6 +69,9 @@ class Protocol(HttpToolsProtocol):
             self.exchange.begin(headers)
         else:
             super().on_headers_complete()
+            self.cycle.transport = cast(asyncio.Transport, _Outlet(self))
+            if self._services.load.draining:
+                self.cycle.keep_alive = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -88,6 +92,9 @@ class Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self._last_answered:
+            self._take_unasked(len(data))
+            return
         super().data_received(data)
         if self.exchange is not None:
             self.exchange.wait_for_more()
@@ -97,7 +104,18 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.transport.is_closing():  # once all is read, which nobody but us bounds
             self._watch_reading(before=None)
-        super().on_response_complete()
+        if not self._last_answered:
+            super().on_response_complete()
+
+    def finish(self) -> None:
+        """The last answer is written. Where the body is not whole, closing now would take the answer away from whoever
+        is still sending: it is read on for a while, and told that there is no more to come."""
+        if not self._in_body or self.transport.is_closing():
+            self.transport.close()
+        elif not self._last_answered:
+            self._last_answered = True
+            self._limit_unasked()
+            self.transport.write_eof()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -185,6 +203,17 @@ def _is_raw(media_type: bytes) -> bool:
     return media_type.startswith(b"image/") or media_type.partition(b";")[0].rstrip() == b"application/octet-stream"
 
 
+class _Outlet:
+    """What uvicorn writes an answer to: the connection, which knows better when to close."""
+
+    def __init__(self, connection: Protocol) -> None:
+        self._connection, self.write = connection, connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.finish()
+
+
 class _Exchange:
     """One usual request. ``response_complete``, ``keep_alive``: what uvicorn asks of the request that it is at."""
 
@@ -230,9 +259,7 @@ class _Exchange:
         image, self._pieces = b"".join(self._pieces), []
         try:
             k = min(_TOP_K, len(self._services.engine.card.labels))
-            self._work = serving.begin(
-                self._services, not_empty(image), k, self._admitted.deadline, trace=self._trace
-            )
+            self._work = serving.begin(self._services, not_empty(image), k, self._admitted.deadline, trace=self._trace)
         except Exception as error:
             self._fail(error)
         else:
@@ -280,6 +307,8 @@ class _Exchange:
 
     def _write(self, status: int, lines: Iterable[bytes], body: bytes) -> None:
         connection = self._connection
+        if self._services.load.draining:
+            self.keep_alive = False
         head = (
             STATUS_LINE[status],
             *(b"%b: %b\r\n" % header for header in connection.server_state.default_headers),
@@ -292,7 +321,7 @@ class _Exchange:
         connection.transport.write(b"".join((*head, body)))
         self._end(status, len(body))
         if not self.keep_alive:
-            connection.transport.close()
+            connection.finish()
         connection.on_response_complete()
 
     def _end(self, status: int, sent: int = 0) -> None:

@@ -1,10 +1,17 @@
 """How uvicorn is run: on SIGTERM or SIGINT the port stays open while accepted requests finish, then exit 0.
 
 uvicorn would close its listener first and end by the signal. Here the first signal turns /readyz red and refuses new
-work with 503; the process ends when nothing is under way or the grace is over; a second signal ends the grace.
+work with 503; from then on every answer is the last one of its connection. When nothing is under way any more, or the
+grace is over, the listener closes; who then sends on an open connection, having heard of nothing, is still answered for
+a moment. A second signal ends the grace.
+
+A batcher that takes no work although nobody drains it has failed, or has lost its device: /readyz is red, what is under
+way is answered, and the process ends with FAILED, for whatever supervises it to start it again.
 """
 
 import logging
+import math
+import resource
 import socket
 import time
 from types import FrameType
@@ -14,10 +21,18 @@ import uvicorn
 from app.board import Load
 from app.main import create_app
 from app.protocol import Protocol
-from app.services import OpenLanes
+from app.services import OpenLanes, Services
 from app.settings import Settings
 
 logger = logging.getLogger("nam.server")
+
+
+# The exit code: the engine failed under way. sysexits.h calls it EX_SOFTWARE.
+FAILED = 70
+# How long connections are answered after the listener is closed; their callers may have sent already.
+_LINGER_S = 0.3
+# File descriptors besides those of connections: a lane's, a log's; and one for every large part of a form.
+_OTHER_FILES, _PART_BYTES = 64, 2**20
 
 
 class DrainingServer(uvicorn.Server):
@@ -25,7 +40,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._load = load
         self._drain_s = drain_s
-        self._drained_by = 0.0
+        self._drained_by = self._gone_by = math.inf
+        self.failed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._load.draining:
@@ -37,16 +53,36 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second by uvicorn; true ends the process."""
-        if self._load.draining and (not self._load.requests or time.monotonic() > self._drained_by):
-            self.should_exit = True
+        if self._load.draining or self._has_failed():
+            self._drain(time.monotonic())
         return await super().on_tick(counter)
+
+    def _has_failed(self) -> bool:
+        services: Services = self.lifespan.state["services"]
+        if not self.failed and not services.batcher.healthy:
+            logger.critical("the engine failed: this process ends with code %d", FAILED)
+            self.failed = True
+            self._drained_by = time.monotonic() + self._drain_s
+        return self.failed
+
+    def _drain(self, now: float) -> None:
+        for connection in self.server_state.connections:
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
+        if self._gone_by == math.inf and (not self._load.requests or now > self._drained_by):
+            for server in self.servers:
+                server.close()
+            self._gone_by = now + _LINGER_S
+        if now > self._gone_by or (self._gone_by < math.inf and not self.server_state.connections):
+            self.should_exit = True
 
 
 def serve(
     settings: Settings, open_lanes: OpenLanes, load: Load | None = None, listener: socket.socket | None = None
 ) -> None:
-    """Serve until a signal, on ``listener`` where it is given. Raises SystemExit where the service cannot start."""
-    load = load or Load()
+    """Serve until a signal, on ``listener`` where it is given. Raises SystemExit where the service cannot start, and
+    where it failed under way."""
+    load, settings = load or Load(), _within_files(settings)
     config = uvicorn.Config(
         create_app(settings, open_lanes, load),
         host=settings.host,
@@ -62,3 +98,19 @@ def serve(
     )
     server = DrainingServer(config, load, settings.drain_ms / 1000)
     server.run(sockets=None if listener is None else [listener])
+    if server.failed:
+        raise SystemExit(FAILED)
+
+
+def _within_files(settings: Settings) -> Settings:
+    """With as many connections as this process may have files, whose number is raised first where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = _OTHER_FILES + settings.max_inflight_bytes // _PART_BYTES
+    wanted = settings.max_connections + others
+    files = max(soft, min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files >= wanted:
+        return settings
+    most = max(files - others, files // 2)
+    logger.warning("%d connections at most: this process may have only %d files open", most, files)
+    return settings.model_copy(update={"max_connections": most})

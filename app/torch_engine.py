@@ -5,16 +5,17 @@ under the computing of the other, and for every bucket of batch sizes a CUDA gra
 one a kernel. The gate's argument, its sigmoid and the statistics are fp32 whatever the network computes in.
 """
 
-import os
 import threading
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.array_engine import KINDS, ArrayEngine, Indices, Kind, Pixels
-from app.engine import Card, EngineError, Floats
+from app.cores import usable_cores
+from app.engine import Card, DeviceLost, EngineError, Floats, OutOfMemory
 from nam import weights
 from nam.build import place
 from nam.describe import describe
@@ -22,6 +23,7 @@ from nam.files import WeightsError
 from nam.fold import fold
 from nam.outputs import Outputs
 
+T = TypeVar("T")
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "int8"]
 
@@ -50,7 +52,7 @@ class TorchEngine(ArrayEngine["_Lane"]):
         if dtype == "int8":
             raise EngineError("NAM_DTYPE=int8 is OpenVINO's, on the CPU")
         self._device = on = _device(device)
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         lanes = lanes or (cores if device == "cpu" else _CUDA_LANES)
         if device == "cpu":
             torch.set_num_threads(threads or max(1, cores // lanes))
@@ -62,7 +64,6 @@ class TorchEngine(ArrayEngine["_Lane"]):
             describe(model, card),
             max_batch=max_batch or _MAX_BATCH[device],
             lanes=lanes,
-            lanes_decode=device == "cpu",
             device=device,
             dtype=dtype,
             engine=f"torch {torch.__version__}",
@@ -79,7 +80,7 @@ class TorchEngine(ArrayEngine["_Lane"]):
         self.warm_up(_buckets(told.max_batch), KINDS if told.blocks else KINDS[:1])
 
     def infer(self, lane: "_Lane", images: list[Pixels], kind: Kind, *, alone: bool) -> dict[str, Floats]:
-        return lane.infer(images, kind)
+        return self._on_device(lambda: lane.infer(images, kind))
 
     def memory(self) -> dict[str, int]:
         if self._device.type != "cuda":
@@ -88,15 +89,39 @@ class TorchEngine(ArrayEngine["_Lane"]):
         told = {"allocated": torch.cuda.memory_allocated(self._device), "free": free}
         return told | {"reserved": torch.cuda.memory_reserved(self._device)}
 
-    @torch.inference_mode()
     def held(self, pixels: Pixels, blocks: Indices, channels: Indices) -> Floats:
+        return self._on_device(lambda: self._held(pixels, blocks, channels))
+
+    @torch.inference_mode()
+    def _held(self, pixels: Pixels, blocks: Indices, channels: Indices) -> Floats:
         """In the device's default stream, one caller at a time."""
         with self._lock_exact:
-            device = next(self._exact.parameters()).device
-            image, hold, hold_channel = (torch.tensor(array, device=device) for array in (pixels, blocks, channels))
+            image, hold, hold_channel = (torch.tensor(one, device=self._device) for one in (pixels, blocks, channels))
             seen = self._exact.look(image.expand(len(hold), -1, -1, -1), hold, hold_channel)
             logits: Floats = seen.logits.float().cpu().numpy()
             return logits
+
+    def _on_device(self, call: Callable[[], T]) -> T:
+        """Raises OutOfMemory, what torch keeps for later calls given back, and DeviceLost."""
+        try:
+            return call()
+        except torch.OutOfMemoryError as error:
+            told = str(error)
+        except RuntimeError as error:
+            if self._lives():
+                raise
+            raise DeviceLost("the device answers no call any more") from error
+        torch.cuda.empty_cache()  # the error, and with it what its frames held, is gone by now
+        raise OutOfMemory(told)
+
+    def _lives(self) -> bool:
+        """An error that a device does not recover from, every later call reports again."""
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            return False
+        return True
 
 
 class _Lane:

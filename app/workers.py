@@ -6,7 +6,8 @@
 What the processes of a service share lies in a folder of its own: the engine's socket, the board of what admission
 counts, and the files that metrics are counted into. A process that loses its supervisor ends.
 
-An HTTP process that dies is started anew; without the engine there is no service: the supervisor ends with code 1.
+An HTTP process that dies is started anew; without the engine there is no service: the supervisor ends with code 1, or
+with the engine's own, server.FAILED, where it has ended itself.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,7 +33,7 @@ from app.engine import EngineError
 from app.lane_process import open_run
 from app.metrics import Metrics
 from app.remote import EngineServer, RemoteBatcher
-from app.server import serve
+from app.server import FAILED, serve
 from app.services import Described, Lanes, OpenLanes, lanes_here
 from app.settings import Settings
 
@@ -69,7 +70,9 @@ class _Supervisor:
             while self._http and engine.poll() is None:
                 time.sleep(TICK_S)
                 self._look_after()
-            return 0 if self._stopping and engine.poll() is None else 1
+            if engine.poll() is None:
+                return 0 if self._stopping else 1
+            return FAILED if engine.returncode == FAILED else 1
         finally:
             for process in (*self._http.values(), engine):
                 process.terminate()
@@ -166,8 +169,8 @@ def _end_with_supervisor() -> None:
     loop.add_reader(sys.stdin, end)
 
 
-async def _run_engine(settings: Settings, folder: Path) -> None:
-    """Answers HTTP processes until SIGTERM, or until the supervisor is gone."""
+async def _run_engine(settings: Settings, folder: Path) -> int:
+    """Answers HTTP processes until SIGTERM, or until the supervisor is gone; FAILED where the batcher fails first."""
     load = Load(folder / "board", 0)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -177,8 +180,11 @@ async def _run_engine(settings: Settings, folder: Path) -> None:
         # Under another name until it listens: where it is, it answers.
         server = await loop.create_unix_server(lambda: EngineServer(batcher, engine.card), folder / "engine.new")
         os.rename(folder / "engine.new", folder / "engine")
-        await over.wait()
+        while batcher.healthy and not over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), TICK_S)
         server.close()
+        return 0 if over.is_set() else FAILED
 
 
 def _run_http(settings: Settings, folder: Path, row: int) -> None:
@@ -192,9 +198,8 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         if part == "engine":
-            uvloop.run(_run_engine(settings, folder))
-        else:
-            _run_http(settings, folder, row)
+            return uvloop.run(_run_engine(settings, folder))
+        _run_http(settings, folder, row)
     except EngineError as error:
         print(f"nam: {error}", file=sys.stderr)
         return 2
