@@ -14,9 +14,10 @@ from app.choice import load_engine
 from app.engine import AttentionAsk, Engine, EngineError
 from app.errors import ServiceError
 from app.flags import command, positive
-from app.forward import Done, Forward, Job, Run
+from app.forward import Done, Forward, Job, Run, timed_decode
+from app.images import Picture
 from app.model_commands import add_model_commands
-from app.render import FORMS, ask_for, render
+from app.render import FORMS, PHOTOS, ask_for, render
 from app.schemas import predict_answer
 from app.settings import Settings, unknown_variables
 
@@ -96,7 +97,7 @@ def attention(arguments: argparse.Namespace) -> int:
         methods=frozenset(_known(engine.card.methods, arguments.method)),
     )
     done = _answer(engine, data, settings, 5, ask_for(form, ask))
-    pieces = render(form, engine.card, done, data, arguments.lang, settings.max_pixels)
+    pieces = render(form, engine.card, done, _photo(form, engine, data, settings), arguments.lang)
     if output is None:
         sys.stdout.buffer.writelines(pieces)
         return 0
@@ -104,6 +105,12 @@ def attention(arguments: argparse.Namespace) -> int:
     print(_table(arguments.image, predict_answer(engine.card, done, arguments.lang)))
     print(f"wrote {output}", file=sys.stderr)
     return 0
+
+
+def _photo(form: str, engine: Engine, data: bytes, settings: Settings) -> Picture | None:
+    if (side := PHOTOS.get(form)) is None:
+        return None
+    return timed_decode(data, size=side, crop=engine.card.crop, max_pixels=settings.max_pixels).picture
 
 
 def _destination(arguments: argparse.Namespace) -> tuple[Path | None, str]:

@@ -22,6 +22,14 @@ class EngineFailed(RuntimeError):
     """The engine raised in another process, whose log says what."""
 
 
+class OutOfMemory(RuntimeError):
+    """The device's memory was not enough for this call; for a smaller one it may be."""
+
+
+class DeviceLost(RuntimeError):
+    """The device answers no call any more; another process may find it well."""
+
+
 @dataclass(frozen=True)
 class AttentionAsk:
     """Which gates are wanted: of these blocks, so many of the strongest channels, these maps, the effects of the blocks
@@ -130,10 +138,10 @@ class Block:
 @dataclass(frozen=True)
 class Card:
     """What an engine serves. ``size`` and ``crop``: the input square, as :mod:`nam.geometry` has them; ``max_batch``:
-    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``lanes_decode``: whether they may decode
-    small images too, being on the CPU anyway; ``methods``: the further kinds of map that can be asked for; ``notes``:
-    what limits the attention; ``warm_start``: it was never trained, so that every answer carries the notes; ``facts``:
-    the weights' own card and the engine's choices, JSON for ``/model``."""
+    the largest batch that pays; ``lanes``: how many calls in parallel pay; ``lanes_decode``: whether they decode
+    small images too, being processes of their own; ``methods``: the further kinds of map that can be asked for;
+    ``notes``: what limits the attention; ``warm_start``: it was never trained, so that every answer carries the notes;
+    ``facts``: the weights' own card and the engine's choices, JSON for ``/model``."""
 
     name: str
     labels: tuple[Label, ...]
@@ -150,7 +158,7 @@ class Card:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, told: dict[str, Any], *, max_batch: int, lanes: int, lanes_decode: bool, **choices: str) -> "Card":
+    def of(cls, told: dict[str, Any], *, max_batch: int, lanes: int, **choices: str) -> "Card":
         """``told``: as :mod:`nam.describe` has it; ``choices``: the engine's own, for ``facts``."""
         return cls(
             name=told["name"],
@@ -161,7 +169,6 @@ class Card:
             sha256=told["sha256"],
             max_batch=max_batch,
             lanes=lanes,
-            lanes_decode=lanes_decode,
             methods=tuple(told["methods"]),
             notes=tuple(told["notes"]),
             warm_start=told["warm_start"],
@@ -170,7 +177,8 @@ class Card:
 
 
 class Engine(Protocol):
-    """Called from one lane's thread at a time a lane. It answers a list of asks in their order, or raises for all.
+    """Called from one lane's thread at a time a lane. It answers a list of asks in their order, or raises for all:
+    OutOfMemory, DeviceLost, or whatever befell it.
 
     ``crowded``: whether other processes use the same cores; set from outside."""
 

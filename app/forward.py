@@ -1,7 +1,7 @@
 """What a lane does with a batch: decodes the images that are quick to decode, one forward for all, an outcome each.
 
-A quick image rides along as bytes: one handover from thread to thread less. Any other is decoded in the pool before it
-is queued, so that no neighbour waits for it. An image that cannot be decoded is an error in its own place.
+Where lanes are processes a quick image rides along as bytes: one handover less. Any other is decoded before it is
+queued, so that no neighbour waits for it. An image that cannot be decoded is an error in its own place.
 """
 
 import logging
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.batching import Lane
-from app.engine import Answer, Ask, AttentionAsk, Card, Engine
-from app.errors import InternalError, ServiceError
+from app.engine import Answer, Ask, AttentionAsk, Card, Engine, OutOfMemory
+from app.errors import InternalError, Overloaded, ServiceError
 from app.images import Picture, decode
 from app.thread_lane import ThreadLane
 
@@ -78,7 +78,7 @@ class Run(Protocol):
     @property
     def card(self) -> Card: ...
 
-    def lanes(self) -> list[Lane[Job, Outcome]]: ...
+    def lanes(self, on_restart: Callable[[], None]) -> list[Lane[Job, Outcome]]: ...
 
     def memory(self) -> dict[str, int]: ...
 
@@ -99,7 +99,8 @@ class Forward:
     def card(self) -> Card:
         return self._engine.card
 
-    def lanes(self) -> list[Lane[Job, Outcome]]:
+    def lanes(self, on_restart: Callable[[], None] = lambda: None) -> list[Lane[Job, Outcome]]:
+        """``on_restart`` is for lanes that can be started again; a thread cannot."""
         self._lanes = [ThreadLane(self, f"lane-{number}") for number in range(self.card.lanes)]
         return list(self._lanes)
 
@@ -118,16 +119,29 @@ class Forward:
         done = iter(self._run(ready) if ready else ())
         return [next(done) if isinstance(image, Decoded) else image for image in decoded]
 
-    def _run(self, ready: list[tuple[Job, Decoded]]) -> list[Done]:
+    def _run(self, ready: list[tuple[Job, Decoded]]) -> list[Outcome]:
         asks = [Ask(image.picture.pixels, job.top_k, job.attention) for job, image in ready]
         started = time.monotonic()
-        answers = self._engine(asks)
+        answers = self._answers(asks)
         model_s = time.monotonic() - started
         self._on_forward(model_s)
         return [
-            Done(image.picture, answer, image.decode_s, model_s, image.decode_at, started)
+            answer
+            if isinstance(answer, ServiceError)
+            else Done(image.picture, answer, image.decode_s, model_s, image.decode_at, started)
             for (_, image), answer in zip(ready, answers, strict=True)
         ]
+
+    def _answers(self, asks: list[Ask]) -> list[Answer | ServiceError]:
+        """In halves where the device's memory is not enough; whom even a forward alone does not fit may come again."""
+        try:
+            return list(self._engine(asks))
+        except OutOfMemory as error:
+            logger.warning("a batch of %d did not fit: %s", len(asks), error)
+        if len(asks) == 1:
+            return [Overloaded("The device has no memory for this image now.")]
+        half = len(asks) // 2
+        return [*self._answers(asks[:half]), *self._answers(asks[half:])]
 
     def _decoded(self, image: bytes | Decoded) -> Decoded | ServiceError:
         if isinstance(image, Decoded):

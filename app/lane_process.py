@@ -1,5 +1,5 @@
 """Lanes as processes: each has an engine of one lane and decodes for itself, so that no two wait for one interpreter's
-lock, and a decoder that crashes takes one batch with it, not the service.
+lock, and what ends one of them or holds it up is not the end of the service.
 
 The parent's :class:`ProcessLanes` has a Batcher's lanes; :func:`main`, ``python -m app.lane_process``, is the other
 end. A batch is one message there and one back (:mod:`app.wire`).
@@ -7,85 +7,43 @@ end. A batch is one message there and one back (:mod:`app.wire`).
 
 import asyncio
 import logging
-import os
+import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any, cast
-
-import orjson
 
 from app import batching, logs, wire
+from app.child_process import ChildProcess
 from app.choice import choose, load_engine
+from app.cores import usable_cores
+from app.decoders import Decoders
 from app.engine import Card, Engine, EngineError, EngineFailed
-from app.forward import Done, Forward, Job, Outcome, Run
+from app.errors import InternalError, ServiceError
+from app.forward import Decoded, Done, Forward, Job, Outcome, Run
+from app.messages import Stream
 from app.settings import Settings
 
 logger = logging.getLogger("nam.lane")
 
-_MOST_PIECES = 512  # that one call of sendmsg takes; the kernel allows 1024
+# Of CPU time, for an image that takes a few milliseconds: a lane that decodes for longer is stuck and ends itself.
+DECODE_S = 2.0
+# A batch whose last caller is gone for so long is stuck, whatever it does: its lane is killed.
+STUCK_S = 5.0
+PAUSE_S = 1.0  # before a lane that could not be started again is tried once more
 
 
 class LaneDied(RuntimeError):
     """The process of a lane ended while it had a batch."""
 
 
-class Stream:
-    """Messages over a blocking socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-
-    def send(self, head: dict[str, Any], parts: Sequence[wire.Part] = ()) -> None:
-        """In one call of the kernel where it takes all at once, and without a copy of ours."""
-        pieces = wire.message(head, parts)
-        for start in range(0, len(pieces), _MOST_PIECES):
-            _send_all(self._socket, pieces[start : start + _MOST_PIECES])
-
-    def take(self) -> tuple[dict[str, Any], memoryview]:
-        """The next message. Raises EOFError where the other end is gone."""
-        head, payload = wire.LENGTHS.unpack(self._exactly(wire.LENGTHS.size))
-        told: dict[str, Any] = orjson.loads(self._exactly(head))
-        return told, self._exactly(payload)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _exactly(self, count: int) -> memoryview:
-        buffer = memoryview(bytearray(count))
-        filled = 0
-        while filled < count:
-            if not (more := self._socket.recv_into(buffer[filled:])):
-                raise EOFError
-            filled += more
-        return buffer
-
-
-def _send_all(connection: socket.socket, pieces: list[wire.Part]) -> None:
-    sent = connection.sendmsg(pieces)
-    for piece in pieces:
-        if sent < len(piece):
-            connection.sendall(memoryview(piece)[sent:])
-        sent = max(0, sent - len(piece))
-
-
-class _Lane:
-    """One process, started in the constructor; ``card`` is there once it is warm."""
+class _Lane(ChildProcess):
+    """One process; ``card`` is there once it is warm."""
 
     def __init__(self, settings: Settings, number: int) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._connection: _Connection | None = None
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "app.lane_process", str(theirs.fileno()), str(number)],
-                env=settings.environment(),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+        super().__init__("app.lane_process", str(number), environment=settings.environment())
 
     def card(self) -> Card:
         """Waits until the lane is warm. Raises EngineError where it cannot be."""
@@ -100,92 +58,44 @@ class _Lane:
     async def run(self, jobs: list[Job], alone: bool) -> list[Outcome]:
         told, parts = wire.put_jobs(jobs)
         try:
-            if self._connection is None:
-                _, self._connection = await asyncio.get_running_loop().create_unix_connection(
-                    _Connection, sock=self._socket
-                )
-            head, payload = await self._connection.ask({"jobs": told, "alone": alone}, parts)
-        except OSError:
-            await asyncio.to_thread(self.wait)
-            raise LaneDied(f"a lane's process ended with code {self._process.returncode}") from None
+            head, payload = await self.ask({"jobs": told, "alone": alone}, parts)
+        except ConnectionError:
+            raise LaneDied(f"a lane's process ended {await asyncio.to_thread(self.wait)}") from None
         if "outcomes" not in head:
             raise EngineFailed("the engine failed; the log says why")
         return wire.take_outcomes(head["outcomes"], payload)
 
-    def close(self) -> None:
-        """On the event loop, where it has run anything."""
-        if self._connection is None:
-            self._socket.close()
-        else:
-            self._connection.close()
-
-    def wait(self) -> None:
-        """The process ends when its socket does; one that does not is killed."""
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-class _Connection(asyncio.Protocol):
-    """Asks a lane, one question at a time."""
-
-    def __init__(self) -> None:
-        self._messages = wire.Messages()
-        self._answer: asyncio.Future[tuple[dict[str, Any], memoryview]] | None = None
-        self._transport: asyncio.WriteTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
-
-    async def ask(self, head: dict[str, Any], parts: Sequence[wire.Part]) -> tuple[dict[str, Any], memoryview]:
-        """Raises ConnectionResetError where the lane is gone."""
-        if self._transport is None:
-            raise ConnectionResetError
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.writelines(wire.message(head, parts))
-        try:
-            return await self._answer
-        except asyncio.CancelledError:  # its answer will still come, and must not be taken for the next one's
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._messages.feed(data):
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_result(message)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionResetError())
-
 
 class ProcessLanes:
-    """As many processes as there are lanes, started and warm when it is there. A lane that dies is started again."""
+    """As many processes as there are lanes, started and warm when it is there. One that dies or is stuck is started
+    again, and nobody waits for that: a batch goes to whichever process is idle."""
 
     def __init__(self, settings: Settings, on_forward: Callable[[float], None]) -> None:
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         count = settings.lanes or cores
         threads = settings.threads or max(1, cores // count)
         self._settings = settings.model_copy(update={"lanes": 1, "threads": threads})
-        self._on_forward, self._busy = on_forward, 0
+        self._on_forward = on_forward
+        self._on_restart: Callable[[], None] = lambda: None
+        self._longest_s = settings.timeout_ms / 1000 + STUCK_S
+        self._busy = 0
         self._lanes = [_Lane(self._settings, number) for number in range(count)]
         try:
             cards = [lane.card() for lane in self._lanes]
         except EngineError:
             self._close_all()
             raise
-        self.card = replace(cards[0], lanes=count)
+        self.card = replace(cards[0], lanes=count, lanes_decode=True)
+        self._decoders = Decoders(settings, self.card)
+        self._idle: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
+        for number in range(count):
+            self._idle.put_nowait(number)
+        self._starting: set[asyncio.Task[None]] = set()
 
-    def lanes(self) -> list[batching.Lane[Job, Outcome]]:
-        """The first alone can take all cores; it is the one that a Batcher gives to whoever comes alone."""
-        return [partial(self._run, number) for number in range(len(self._lanes))]
+    def lanes(self, on_restart: Callable[[], None] = lambda: None) -> list[batching.Lane[Job, Outcome]]:
+        """The first process alone can take all cores; it is the one that whoever comes alone gets."""
+        self._on_restart = on_restart
+        return [self._run] * len(self._lanes)
 
     def memory(self) -> dict[str, int]:
         """They are on the CPU."""
@@ -193,30 +103,71 @@ class ProcessLanes:
 
     async def close(self) -> None:
         """Also a lane that is stuck in a call: it is killed."""
+        for task in self._starting:
+            task.cancel()
         for lane in self._lanes:
             lane.close()
+        await self._decoders.close()
         await asyncio.to_thread(self._wait_for_all)
 
-    async def _run(self, number: int, jobs: list[Job]) -> list[Outcome]:
-        self._busy += 1
+    async def _run(self, jobs: list[Job]) -> list[Outcome]:
+        """A lane that dies takes no job with it: each is run again alone, but the one that it dies of."""
         try:
-            outcomes = await self._lanes[number].run(jobs, alone=self._busy == 1)
+            outcomes = await self._by_any(jobs)
         except LaneDied as error:
-            logger.error("%s; it is started again", error)
-            self._lanes[number].close()
-            self._lanes[number] = await asyncio.to_thread(self._again, number)
-            raise
-        finally:
-            self._busy -= 1
+            logger.error("%s while it had %d images", error, len(jobs))
+            outcomes = await asyncio.gather(*map(self._again, jobs))
         if (done := next((outcome for outcome in outcomes if isinstance(outcome, Done)), None)) is not None:
             self._on_forward(done.model_s)
         return outcomes
 
-    def _again(self, number: int) -> _Lane:
-        """Raises EngineError where it cannot be."""
-        lane = _Lane(self._settings, number)
-        lane.card()
-        return lane
+    async def _again(self, job: Job) -> Outcome:
+        """Bytes are decoded elsewhere now: what they did to a lane, they do to a decoder."""
+        try:
+            if isinstance(job.image, bytes):
+                deadline = time.monotonic() + self._settings.timeout_ms / 1000
+                job = replace(job, image=await self._decoders.decode(job.image, self.card.size, deadline))
+            (outcome,) = await self._by_any([job])
+        except ServiceError as error:
+            return error
+        except (LaneDied, EngineFailed, TimeoutError) as error:
+            logger.error("%s while it had one image, tried for the second time", error)
+            return InternalError()
+        return outcome
+
+    async def _by_any(self, jobs: list[Job]) -> list[Outcome]:
+        """By the first process that is idle. Raises LaneDied; EngineFailed; TimeoutError once all callers are gone."""
+        number = await self._idle.get()
+        lane = self._lanes[number]
+        self._busy += 1
+        try:
+            async with asyncio.timeout(self._longest_s):
+                return await lane.run(jobs, alone=self._busy == 1)
+        finally:
+            self._busy -= 1
+            if lane.alive:
+                self._idle.put_nowait(number)
+            else:
+                self._start_again(number)
+
+    def _start_again(self, number: int) -> None:
+        self._on_restart()
+        self._starting.add(task := asyncio.ensure_future(self._started_again(number)))
+        task.add_done_callback(self._starting.discard)
+
+    async def _started_again(self, number: int) -> None:
+        while True:
+            self._lanes[number].kill()
+            ended = await asyncio.to_thread(self._lanes[number].wait)
+            logger.error("lane %d ended %s and is started again", number, ended)
+            try:
+                self._lanes[number] = _Lane(self._settings, number)
+                await asyncio.to_thread(self._lanes[number].card)
+                break
+            except (EngineError, OSError):
+                logger.exception("lane %d could not be started again", number)
+                await asyncio.sleep(PAUSE_S)
+        self._idle.put_nowait(number)
 
     def _close_all(self) -> None:
         for lane in self._lanes:
@@ -235,19 +186,30 @@ def open_run(settings: Settings, on_forward: Callable[[float], None]) -> Run:
     return Forward(load_engine(settings), settings.max_pixels, on_forward)
 
 
+class _Forward(Forward):
+    """Ends the process, whatever decoder it is in, where an image takes DECODE_S to decode."""
+
+    def _decoded(self, image: bytes | Decoded) -> Decoded | ServiceError:
+        signal.setitimer(signal.ITIMER_PROF, DECODE_S)
+        try:
+            return super()._decoded(image)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def main() -> int:
     """One lane: says its card, then answers batches until its socket is closed."""
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format)
     connection, number = int(sys.argv[1]), int(sys.argv[2])
     stream = Stream(socket.socket(fileno=connection))
-    lone_threads = (os.cpu_count() or 1) if number == 0 else settings.threads
+    lone_threads = usable_cores() if number == 0 else settings.threads
     try:
         engine = load_engine(settings, lone_threads=lone_threads)
     except EngineError as error:
         stream.send({"refused": str(error)})
         return 2
-    forward = Forward(engine, settings.max_pixels, lambda _: None)
+    forward = _Forward(engine, settings.max_pixels, lambda _: None)
     with suppress(EOFError, ConnectionError):  # the parent is gone
         stream.send({"card": wire.put_card(engine.card)})
         while True:

@@ -7,7 +7,6 @@ convolutions compute in.
 """
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 import openvino
 
 from app.array_engine import ArrayEngine, Indices, Kind, Pixels
+from app.cores import usable_cores
 from app.engine import Card, EngineError, Floats
 from app.graphs import graph_of, int8_graph_of
 from nam.files import WeightsError, file_sha256, locate
@@ -66,7 +66,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         lanes: int = 0,
         lone_threads: int = 0,
     ) -> None:
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         lanes = lanes or cores
         try:
             weights = locate(path)
@@ -82,7 +82,6 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             told,
             max_batch=max_batch or int(min(_MOST_IMAGES, max(1, _MOST_FLOPS // told["flops"]))),
             lanes=lanes,
-            lanes_decode=True,
             device="cpu",
             dtype=dtype,
             engine=f"openvino {openvino.__version__.partition('-')[0]}",

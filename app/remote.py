@@ -15,6 +15,7 @@ from app import wire
 from app.batching import Closed, DeadlineExceeded, QueueFull, Served
 from app.engine import Card, EngineFailed
 from app.forward import Job, Outcome
+from app.messages import Messages, Part, message
 from app.services import Lanes
 
 logger = logging.getLogger("nam.remote")
@@ -27,7 +28,7 @@ class RemoteBatcher(asyncio.Protocol):
     card: Card
 
     def __init__(self) -> None:
-        self._messages, self._numbers = wire.Messages(), itertools.count()
+        self._messages, self._numbers = Messages(), itertools.count()
         self._waiting: dict[int, Future] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -51,7 +52,7 @@ class RemoteBatcher(asyncio.Protocol):
         self._waiting[number] = future = loop.create_future()
         future.add_done_callback(partial(self._leave, number, loop.call_at(deadline, self._expire, number)))
         told, parts = wire.put_jobs([job])
-        self._transport.writelines(wire.message({"number": number, "deadline": deadline, "jobs": told}, parts))
+        self._transport.writelines(message({"number": number, "deadline": deadline, "jobs": told}, parts))
         return future
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class RemoteBatcher(asyncio.Protocol):
         """Its end, whichever; the engine's process hears of one that it has not told itself."""
         timer.cancel()
         if self._waiting.pop(number, None) and self._transport is not None:
-            self._transport.writelines(wire.message({"abandoned": number}))
+            self._transport.writelines(message({"abandoned": number}))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -110,7 +111,7 @@ class EngineServer(asyncio.Protocol):
 
     def __init__(self, batcher: Lanes, card: Card) -> None:
         self._batcher, self._card = batcher, card
-        self._messages = wire.Messages()
+        self._messages = Messages()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._transport: asyncio.WriteTransport | None = None
 
@@ -152,6 +153,6 @@ class EngineServer(asyncio.Protocol):
             times = [served.queue_s, served.run_s, served.batch_size, served.queued_at]
             self._write({"number": number, "kind": "served", "served": times, "outcomes": told}, parts)
 
-    def _write(self, head: dict[str, Any], parts: Sequence[wire.Part] = ()) -> None:
+    def _write(self, head: dict[str, Any], parts: Sequence[Part] = ()) -> None:
         if self._transport is not None:
-            self._transport.writelines(wire.message(head, parts))
+            self._transport.writelines(message(head, parts))

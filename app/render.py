@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from app.engine import AttentionAsk, Card, Maps
 from app.forward import Done
-from app.images import decode
+from app.images import Picture
 from app.schemas import Language, attention_answer
 from nam.figure import PHOTO, draw
 
 # What a form is called in ?format= and in Accept; the first is the default.
 FORMS = {"json": "application/json", "png": "image/png", "npz": "application/x-npz"}
+
+# The side of the photo that a form shows.
+PHOTOS = {"png": PHOTO}
 
 
 def ask_for(form: str, ask: AttentionAsk) -> AttentionAsk:
@@ -30,10 +33,10 @@ def ask_for(form: str, ask: AttentionAsk) -> AttentionAsk:
     return replace(ask, maps=maps.get(form, ask.maps))
 
 
-def render(form: str, card: Card, done: Done, image: bytes, language: Language, max_pixels: int) -> list[bytes]:
-    """In pieces. ``image``: encoded, as it was sent: a picture shows it larger than the network does, in English."""
-    if form == "png":
-        photo = decode(image, size=PHOTO, crop=card.crop, max_pixels=max_pixels)
+def render(form: str, card: Card, done: Done, photo: Picture | None, language: Language) -> list[bytes]:
+    """In pieces. ``photo``: where the form shows it, of the side that PHOTOS tells: larger than the network sees it. A
+    picture is in English."""
+    if photo is not None:
         return [draw(photo.pixels, attention_answer(card, done, "en"))]
     content = attention_answer(card, done, language)
     return [to_npz(content)] if form == "npz" else to_json(content)

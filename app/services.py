@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,7 +14,9 @@ from fastapi import Depends, Request
 
 from app.batching import Batcher, BatchRecord, Served
 from app.board import Load
-from app.engine import AttentionAsk, Card
+from app.cores import usable_cores
+from app.decoders import Decoders
+from app.engine import AttentionAsk, Card, DeviceLost
 from app.forward import Job, Outcome, Run
 from app.metrics import Metrics
 from app.settings import Settings
@@ -57,7 +58,8 @@ class Services:
     settings: Settings
     engine: Described
     batcher: Lanes
-    decoders: ThreadPoolExecutor
+    decoders: Decoders
+    threads: ThreadPoolExecutor
     metrics: Metrics
     load: Load
     looks: "Looks | None" = None
@@ -82,16 +84,18 @@ class Looks:
 async def open_services(settings: Settings, open_lanes: OpenLanes, load: Load) -> AsyncIterator[Services]:
     """Born in nesting order, the engine loaded and warm before work is taken; dies in the opposite one."""
     metrics, traces = Metrics(load), open_traces()
-    with ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), thread_name_prefix="decode") as decoders:
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="pool") as threads:
         async with open_lanes(settings, metrics, load) as (engine, lanes):
+            decoders = Decoders(settings, engine.card, metrics.decoder_restarts.inc)
             looks = Looks(engine.card, settings.gate_sample) if settings.gate_sample and engine.card.blocks else None
-            services = Services(settings, engine, lanes, decoders, metrics, load, looks, traces)
+            services = Services(settings, engine, lanes, decoders, threads, metrics, load, looks, traces)
             metrics.describe(_facts(engine.card), _limits(settings), lambda: lanes.healthy and not load.draining)
             logger.info("ready: %s, %s", engine.card.name, engine.card.facts.get("engine", "engine unnamed"))
             try:
                 yield services
             finally:
                 load.draining = True
+                await decoders.close()
                 if traces is not None:
                     await asyncio.to_thread(traces.close)
 
@@ -115,12 +119,15 @@ def lanes_here(open_run: OpenRun) -> OpenLanes:
     async def open_lanes(settings: Settings, metrics: Metrics, load: Load) -> AsyncIterator[tuple[Described, Lanes]]:
         run = await asyncio.to_thread(open_run, settings, metrics.model.observe)
         watch, traces = asyncio.create_task(_watch_memory(run, metrics)), open_traces(batches=True)
-        lanes = run.lanes()
+        lanes = run.lanes(metrics.lane_restarts.inc)
         logger.info("serving because: %s", run.card.facts.get("reason", "nothing is known"))
 
         def on_batch(record: BatchRecord) -> None:
             metrics.on_batch(record)
             load.image_s, load.depth = batcher.item_s, batcher.depth
+            if isinstance(record.error, DeviceLost):
+                logger.critical("no more work is taken", exc_info=record.error)
+                batcher.fail("the device is lost")
 
         batcher: Batcher[Job, Outcome] = Batcher(
             lanes if traces is None else [traces.traced(lane) for lane in lanes],

@@ -4,12 +4,11 @@ forward; what fails in it is ours."""
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from app import batching, errors
 from app.engine import AttentionAsk
-from app.forward import Decoded, Done, Job, Outcome, timed_decode
+from app.forward import Decoded, Done, Job, Outcome
 from app.images import is_quick
 from app.services import Services
 from app.trace import Trace, of_request
@@ -82,22 +81,16 @@ def refused(services: Services, error: batching.BatcherError) -> Exception:
 async def _decoded_first(
     services: Services, image: bytes, top_k: int, deadline: float, attention: AttentionAsk | None, parent: str
 ) -> batching.Served[Outcome]:
-    decoded = await _decoded(services, image, deadline)
+    decoded = await services.decoders.decode(image, services.engine.card.size, deadline)
     return await services.batcher.submit(Job(decoded, top_k, attention, parent), deadline)
 
 
-async def _decoded(services: Services, image: bytes, deadline: float) -> Decoded:
-    card, settings = services.engine.card, services.settings
-    work = partial(timed_decode, image, size=card.size, crop=card.crop, max_pixels=settings.max_pixels)
-    return await in_pool(services, work, deadline)
-
-
 async def in_pool(services: Services, work: Callable[[], T], deadline: float) -> T:
-    """In a thread of the pool. Raises DeadlineExceeded."""
-    held = [work]  # given up while it waits for a thread, it must not keep its image
+    """In a thread of the pool: what is ours, never a decoder. Raises DeadlineExceeded."""
+    held = [work]  # given up while it waits for a thread, it must not keep what it is about
     try:
         async with asyncio.timeout_at(deadline):
-            return await asyncio.get_running_loop().run_in_executor(services.decoders, lambda: held.pop()())
+            return await asyncio.get_running_loop().run_in_executor(services.threads, lambda: held.pop()())
     except TimeoutError:
         raise errors.DeadlineExceeded from None
     finally:

@@ -60,10 +60,20 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests for answers under way at a time; more are refused with 503 before their body is read.",
     )
-    decode_threads: int = Field(default=0, ge=0, description="Threads that decode images; 0 takes one a core.")
+    max_connections: int = Field(
+        default=4096, ge=1, description="Connections that a process holds open; one more is closed at once."
+    )
+    decoders: int = Field(
+        default=0, ge=0, description="Processes that decode images, the small JPEGs of a CPU apart; 0 takes one a core."
+    )
+    decode_timeout_ms: int = Field(
+        default=15_000, ge=1, description="The longest that decoding an image may take; its decoder is killed then."
+    )
     max_body_bytes: int = Field(default=20 * MIB, ge=1, description="The largest body of a request.")
     max_inflight_bytes: int = Field(
-        default=256 * MIB, ge=1, description="The most bytes of bodies held at a time; more are refused with 503."
+        default=256 * MIB,
+        ge=1,
+        description="The most bytes of bodies and of attentions held at a time; more are refused with 503.",
     )
     max_pixels: int = Field(
         default=64_000_000, ge=1, description="The most pixels of an image, read from its header before decoding."
@@ -75,7 +85,7 @@ class Settings(BaseSettings):
     body_idle_ms: int = Field(
         default=10_000,
         ge=1,
-        description="The longest pause in sending a body, then 408, or in reading an answer, then the end.",
+        description="The longest pause in sending a body, then 408; in sending a head or reading an answer, the end.",
     )
     drain_ms: int = Field(
         default=10_000, ge=0, description="After SIGTERM, how long accepted requests may take to finish."
@@ -102,14 +112,6 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
-    )
-    log_format: Literal["line", "json"] = Field(
-        default="line", description="What is logged: lines for people, or a JSON object a line."
-    )
-    gate_sample: int = Field(
-        default=0,
-        ge=0,
-        description="One in so many images asked for labels is looked at for nam_gate_spread; 0: only /attention's.",
     )
     log_format: Literal["line", "json"] = Field(
         default="line", description="What is logged: lines for people, or a JSON object a line."
@@ -168,11 +170,6 @@ class Settings(BaseSettings):
 
 def _words(told: str) -> frozenset[str]:
     return frozenset(word.strip() for word in told.split(",") if word.strip())
-
-
-def otel(name: str) -> str:
-    """A variable of OpenTelemetry, which its SDK reads itself: only what decides whether to begin with it at all."""
-    return os.environ.get(f"OTEL_{name}", "").strip()
 
 
 def otel(name: str) -> str:

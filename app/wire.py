@@ -1,57 +1,20 @@
-"""Jobs and outcomes as messages between processes: a head in JSON, images and arrays as raw bytes. No pickle.
+"""Jobs and outcomes as what messages between processes carry (:mod:`app.messages`): the head tells of a list of them,
+the payload has their images and arrays."""
 
-    message = length of the head (4 bytes, big endian), length of the payload (8), head, payload
-    payload = the parts that the head tells of, one after the other
-
-A message carries a list of jobs, or of outcomes, and whatever else its head says.
-"""
-
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from app.engine import Answer, AttentionAsk, Block, BlockAttention, Card, Label
 from app.errors import ServiceError, of_code
 from app.forward import Decoded, Done, Job, Outcome
 from app.images import Picture
+from app.messages import Part
 
-LENGTHS = struct.Struct(">IQ")
 Array = NDArray[Any]
-Part = bytes | memoryview
-
-
-def message(head: dict[str, Any], parts: Sequence[Part] = ()) -> list[Part]:
-    """The pieces of one message, to be sent in their order."""
-    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    return [LENGTHS.pack(len(text), sum(map(len, parts))), text, *parts]
-
-
-class Messages:
-    """The messages of a stream whose bytes come in any pieces."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[tuple[dict[str, Any], memoryview]]:
-        """Every message that is now whole: its head and its payload, which is the caller's to keep."""
-        self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= LENGTHS.size:
-            head, payload = LENGTHS.unpack_from(self._buffer, start)
-            middle = start + LENGTHS.size + head
-            if len(self._buffer) < middle + payload:
-                break
-            with memoryview(self._buffer) as view:
-                told = orjson.loads(view[start + LENGTHS.size : middle])
-                kept = memoryview(bytes(view[middle : middle + payload]))
-            start = middle + payload
-            yield told, kept
-        del self._buffer[:start]
 
 
 def put_jobs(jobs: Sequence[Job]) -> tuple[list[Any], list[Part]]:

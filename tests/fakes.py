@@ -1,5 +1,6 @@
 """The fake engine: the words of app/engine.py answered without a network, and a service around it."""
 
+import asyncio
 import io
 import threading
 import time
@@ -13,7 +14,8 @@ from starlette.testclient import TestClient
 
 from app.board import Load
 from app.engine import Answer, Ask, Block, BlockAttention, Card, Label
-from app.forward import Forward
+from app.errors import DeadlineExceeded
+from app.forward import Decoded, Forward, timed_decode
 from app.main import create_app
 from app.services import lanes_here
 from app.settings import Settings
@@ -87,6 +89,23 @@ def _look(block: Block, ask: Ask) -> BlockAttention:
         top_effects=np.linspace(0.25, -0.25, len(top), dtype=np.float32) if want.channel_effects else None,
         methods={method: gates[0] for method in want.methods if method != "class" or block is CARD.blocks[-1]},
     )
+
+
+class FakeDecoders:
+    """Decodes in threads, at once: a process takes longer to start than most tests take."""
+
+    def __init__(self, settings: Settings, card: Card, on_loss: Callable[[], None] = lambda: None) -> None:
+        self.options = {"crop": card.crop, "max_pixels": settings.max_pixels}
+
+    async def decode(self, image: bytes, size: int, deadline: float) -> Decoded:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.to_thread(timed_decode, image, size=size, **self.options)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+
+    async def close(self) -> None:
+        """Threads end by themselves."""
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -1,35 +1,51 @@
 """One lane's process, from both ends: its loop in a thread with the fake engine, and its parent without one."""
 
 import asyncio
+import os
+import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from app import lane_process, wire
-from app.engine import EngineError, EngineFailed
-from app.forward import Done, Forward, Job
-from app.lane_process import LaneDied, ProcessLanes, Stream
+from app.engine import Answer, Ask, EngineError, EngineFailed
+from app.errors import BadImage, InternalError
+from app.forward import Decoded, Done, Forward, Job, timed_decode
+from app.lane_process import ProcessLanes
+from app.messages import Stream
 from app.settings import Settings
-from tests.fakes import CARD, FakeEngine, picture
+from tests.fakes import CARD, FakeDecoders, FakeEngine, picture
+
+
+class Engine(FakeEngine):
+    """``poison``: a picture of this level ends the process."""
+
+    poison: float | None = None
+
+    def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
+        answers = super().__call__(asks)
+        if any(ask.pixels.mean() == self.poison for ask in asks):
+            raise SystemExit(1)
+        return answers
 
 
 class Lane(lane_process._Lane):
     """A lane whose process is a thread of this one."""
 
-    engines: list[FakeEngine]
+    engines: list[Engine]
 
     def __init__(self, settings: Settings, number: int) -> None:
-        (self._socket, theirs), self._connection, self._process = socket.socketpair(), None, self
-        self.engine = FakeEngine()
+        (self._socket, self._end), self._connection, self._process = socket.socketpair(), None, self
+        self.engine = Engine()
         self.engines.append(self.engine)
-        threading.Thread(target=self._live, args=(theirs,), daemon=True).start()
+        threading.Thread(target=self._live, args=(self._end,), daemon=True).start()
 
     def _live(self, end: socket.socket) -> None:
-        """``engine.error`` SystemExit: the process ends while it has a batch."""
         stream = Stream(end)
         forward = Forward(self.engine, 10**6, lambda _: None)
         stream.send({"card": wire.put_card(CARD)})
@@ -37,15 +53,17 @@ class Lane(lane_process._Lane):
             while True:
                 lane_process._serve(stream, self.engine, forward)
 
-    returncode = 1
-
-    def wait(self) -> None:
+    def kill(self) -> None:
         """A thread ends with its socket."""
+        self.close()
+
+    def wait(self) -> str:
+        return "with code 1"
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeEngine]]:
-    Lane.engines = []
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
+    Lane.engines, Engine.poison = [], None
     monkeypatch.setattr(lane_process, "_Lane", Lane)
     yield Lane.engines
     for engine in Lane.engines:
@@ -53,8 +71,9 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeEngine]]:
 
 
 @asynccontextmanager
-async def opened(count: int = 2, seen: list[float] | None = None) -> AsyncIterator[ProcessLanes]:
-    run = await asyncio.to_thread(ProcessLanes, Settings(lanes=count), ([] if seen is None else seen).append)
+async def opened(count: int = 2, seen: list[float] | None = None, **settings: int) -> AsyncIterator[ProcessLanes]:
+    told = Settings(lanes=count, **settings)
+    run = await asyncio.to_thread(ProcessLanes, told, ([] if seen is None else seen).append)
     try:
         yield run
     finally:
@@ -78,6 +97,7 @@ def test_a_batch_goes_there_and_comes_back_in_order(engines: list[FakeEngine]) -
             assert levels(outcomes) == [200, 50, 100]
             assert seen == [outcomes[0].model_s]
             assert (run.card.name, run.card.lanes, len(run.lanes())) == ("fake", 2, 2)
+            assert run.card.lanes_decode
 
     play(scene())
 
@@ -101,11 +121,12 @@ def test_a_lane_is_told_whether_it_is_alone(engines: list[FakeEngine]) -> None:
             while [engine.batches for engine in engines] != [[1], [1]]:
                 await asyncio.sleep(0.001)
             assert [engine.crowded for engine in engines] == [False, True]
-            for engine in engines:
-                engine.gate.set()
-            await asyncio.gather(*calls)
+            engines[0].gate.set()
+            await calls[0]
+            engines[1].gate.set()
+            await calls[1]
             await run.lanes()[1]([Job(picture(), 1)])
-            assert engines[1].crowded is False
+            assert ([engine.batches for engine in engines], engines[0].crowded) == ([[1, 1], [1]], False)
 
     play(scene())
 
@@ -123,20 +144,78 @@ def test_an_engine_that_raises_fails_its_batch_and_lives_on(engines: list[FakeEn
     play(scene())
 
 
-def test_a_lane_that_dies_fails_its_batch_and_is_started_again(engines: list[FakeEngine]) -> None:
+def test_whoever_ends_a_lane_fails_alone_and_its_neighbours_wait_for_no_restart(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarts: list[str] = []
+
     async def scene() -> None:
-        async with opened(1) as run:
-            (lane,) = run.lanes()
-            engines[0].error = SystemExit(1)
-            with pytest.raises(LaneDied, match="code 1"):
-                await lane([Job(picture(), 1)])
-            assert len(engines) == 2
-            assert levels(await lane([Job(picture(75), 1)])) == [75]
+        async with opened(3) as run:
+            lane = run.lanes(lambda: restarts.append("lane"))[0]
+            monkeypatch.setattr(Lane, "card", lambda self: time.sleep(1))  # as long as it takes to start one
+            Engine.poison = 200
+            outcomes = await lane([Job(picture(level), 1) for level in (50, 200, 100)])
+            assert isinstance(outcomes[1], InternalError)
+            assert levels(outcomes[::2]) == [50, 100]
+            assert len(restarts) == 2  # of the lane that they shared, and of the one that it was tried in alone
+
+    started = time.monotonic()
+    play(scene())
+    assert time.monotonic() - started < 1.9  # 1 is the end of what was starting
+
+
+def test_bytes_that_end_a_lane_are_decoded_elsewhere_the_second_time(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = picture(200)
+
+    async def refused(self: FakeDecoders, image: bytes, size: int, deadline: float) -> Decoded:
+        if image == bad:
+            raise BadImage
+        return timed_decode(image, size=size, **self.options)
+
+    monkeypatch.setattr(FakeDecoders, "decode", refused)
+
+    async def scene() -> None:
+        async with opened(2) as run:
+            Engine.poison = 200
+            outcomes = await run.lanes()[0]([Job(bad, 1), Job(picture(50), 1)])
+            assert isinstance(outcomes[0], BadImage)
+            assert levels(outcomes[1:]) == [50]
+            assert len(engines) == 3  # one was started again, the one that both were in
 
     play(scene())
 
 
-def test_a_call_given_up_does_not_answer_the_next_one(engines: list[FakeEngine]) -> None:
+def test_a_lone_lane_that_dies_is_started_again_and_its_batch_with_it(engines: list[Engine]) -> None:
+    async def scene() -> None:
+        async with opened(1) as run:
+            (lane,) = run.lanes()
+            engines[0].error = SystemExit(1)
+            assert levels(await lane([Job(picture(75), 1)])) == [75]
+            assert len(engines) == 2
+
+    play(scene())
+
+
+def test_a_lane_that_is_stuck_once_its_callers_are_gone_is_killed(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_process, "STUCK_S", 0.1)
+
+    async def scene() -> None:
+        async with opened(1, timeout_ms=100) as run:
+            (lane,) = run.lanes()
+            engines[0].gate.clear()
+            with pytest.raises(TimeoutError):
+                await lane([Job(picture(200), 1)])
+            assert levels(await lane([Job(picture(75), 1)])) == [75]
+            assert len(engines) == 2
+
+    play(scene())
+
+
+def test_a_call_given_up_does_not_answer_the_next_one(engines: list[Engine]) -> None:
     async def scene() -> None:
         async with opened(1) as run:
             (lane,) = run.lanes()
@@ -148,11 +227,19 @@ def test_a_call_given_up_does_not_answer_the_next_one(engines: list[FakeEngine])
             with pytest.raises(asyncio.CancelledError):
                 await call
             engines[0].gate.set()
-            with pytest.raises(LaneDied):
-                await lane([Job(picture(50), 1)])
             assert levels(await lane([Job(picture(75), 1)])) == [75]
 
     play(scene())
+
+
+def test_a_lane_that_decodes_for_too_long_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_process, "DECODE_S", 0.05)
+    monkeypatch.setattr("app.forward.decode", lambda *_, **__: [None for _ in iter(int, 1)])
+    forward = lane_process._Forward(FakeEngine(), 10**6, lambda _: None)
+    if not (child := os.fork()):
+        forward([Job(picture(), 1)])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGPROF
 
 
 def test_a_lane_that_cannot_start_stops_the_start() -> None:

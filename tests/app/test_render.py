@@ -25,7 +25,9 @@ def done(ask: AttentionAsk = FULL) -> Done:
 
 
 def rendered(form: str, ask: AttentionAsk = FULL, language: schemas.Language = "en") -> bytes:
-    return b"".join(render.render(form, CARD, done(render.ask_for(form, ask)), IMAGE, language, 10**6))
+    side = render.PHOTOS.get(form)
+    photo = side and decode(IMAGE, size=side, crop=CARD.crop, max_pixels=10**6)
+    return b"".join(render.render(form, CARD, done(render.ask_for(form, ask)), photo, language))
 
 
 def arrays(ask: AttentionAsk = FULL) -> dict[str, np.ndarray]:

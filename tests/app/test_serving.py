@@ -25,7 +25,7 @@ def test_what_is_given_up_while_it_waits_for_a_thread_is_not_held() -> None:
 
     async def scene(work: partial) -> None:
         with pytest.raises(errors.DeadlineExceeded):
-            await in_pool(SimpleNamespace(decoders=pool), work, time.monotonic() + 0.05)
+            await in_pool(SimpleNamespace(threads=pool), work, time.monotonic() + 0.05)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(busy.wait, 10)

@@ -11,6 +11,7 @@ from app.engine import Answer, AttentionAsk
 from app.errors import BadImage, Overloaded, ServiceError
 from app.forward import Decoded, Done, Job
 from app.images import Picture
+from app.messages import LENGTHS, Messages, message
 from tests.fakes import CARD, FakeEngine
 
 BOTH = frozenset({"layer1.0", "layer2.0"})
@@ -32,7 +33,7 @@ def same(one: object, other: object) -> bool:
 
 
 def travel(head: dict, parts: list, step: int) -> list[tuple[dict, memoryview]]:
-    stream, messages = b"".join(bytes(piece) for piece in wire.message(head, parts)), wire.Messages()
+    stream, messages = b"".join(bytes(piece) for piece in message(head, parts)), Messages()
     return [found for i in range(0, len(stream), step) for found in messages.feed(stream[i : i + step])]
 
 
@@ -86,14 +87,14 @@ def test_a_card_arrives_whole() -> None:
 
 
 def test_messages_keep_apart() -> None:
-    pieces = [b"".join(map(bytes, wire.message({"n": n}, [bytes(n)]))) for n in range(4)]
-    found = list(wire.Messages().feed(b"".join(pieces)))
+    pieces = [b"".join(map(bytes, message({"n": n}, [bytes(n)]))) for n in range(4)]
+    found = list(Messages().feed(b"".join(pieces)))
     assert [(head["n"], len(payload)) for head, payload in found] == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
 def test_nothing_that_is_read_can_run() -> None:
     with pytest.raises(orjson.JSONDecodeError):
-        list(wire.Messages().feed(wire.LENGTHS.pack(4, 0) + b"\x80\x04N."))  # a pickle
+        list(Messages().feed(LENGTHS.pack(4, 0) + b"\x80\x04N."))  # a pickle
 
 
 def test_an_unknown_code_is_no_error_of_ours() -> None:

@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class Nothing:
 
     card = CARD
 
-    def lanes(self) -> list[Lane[Job, Outcome]]:
+    def lanes(self, on_restart: Callable[[], None]) -> list[Lane[Job, Outcome]]:
         return [self._answer] * CARD.lanes
 
     async def close(self) -> None:
