@@ -123,6 +123,8 @@ def _check_tags(data: bytes) -> None:
 
 def _tiff_entries(data: bytes) -> list[tuple[int, int, int]]:
     """Tag, type and count of all that a TIFF's first directory says. Raises struct.error where it is cut off."""
+    if data.startswith(b"MM\0+"):  # PIL takes it for the old kind, and so another place for its directory
+        raise BadImage("Big-endian BigTIFF is not accepted: send it little-endian.")
     order = "<" if data.startswith(b"II") else ">"
     pointer, number, entry = ("8xQ", "Q", "HHQ8x") if b"+" in data[2:4] else ("4xI", "H", "HHI4x")
     (at,) = struct.unpack_from(order + pointer, data)

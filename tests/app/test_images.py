@@ -782,6 +782,11 @@ def test_a_tiff_of_thousands_of_tags_is_refused(head: bytes) -> None:
         read(head + bytes(100))
 
 
+def test_a_bigtiff_whose_directory_pil_would_look_for_elsewhere_is_refused_in_plain_words() -> None:
+    with pytest.raises(BadImage, match="little-endian"):
+        read(b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 0) + bytes(99))
+
+
 def test_what_is_read_again_and_again_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_READ_BYTES", 10_000)
     with pytest.raises(BadImage, match="pieces"):
