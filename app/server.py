@@ -9,11 +9,14 @@ A batcher that takes no work although nobody drains it has failed, or has lost i
 way is answered, and the process ends with FAILED, for whatever supervises it to start it again.
 """
 
+import asyncio
 import logging
 import math
+import os
 import resource
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -54,7 +57,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second by uvicorn; true ends the process."""
         if self._load.draining or self._has_failed():
-            self._drain(time.monotonic())
+            await self._drain(time.monotonic())
         return await super().on_tick(counter)
 
     def _has_failed(self) -> bool:
@@ -65,16 +68,31 @@ class DrainingServer(uvicorn.Server):
             self._drained_by = time.monotonic() + self._drain_s
         return self.failed
 
-    def _drain(self, now: float) -> None:
+    async def _drain(self, now: float) -> None:
         for connection in self.server_state.connections:
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
         if self._gone_by == math.inf and (not self._load.requests or now > self._drained_by):
-            for server in self.servers:
-                server.close()
             self._gone_by = now + _LINGER_S
+            for server in self.servers:
+                await self._close(server)
         if now > self._gone_by or (self._gone_by < math.inf and not self.server_state.connections):
             self.should_exit = True
+
+
+    async def _close(self, server: asyncio.Server) -> None:
+        """Without those who wait to be accepted, the kernel would reset their connections."""
+        listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+        server.close()
+        for listener in listeners:
+            with listener, suppress(BlockingIOError):
+                listener.setblocking(False)
+                while True:
+                    connection, _ = listener.accept()
+                    await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
 
 
 def serve(

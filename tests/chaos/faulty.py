@@ -2,6 +2,7 @@
 some grey levels, as a driver, a device and a bug in the batcher would."""
 
 import sys
+import time
 
 from app import logs, server
 from app.batching import Batcher
@@ -30,6 +31,7 @@ class Faulty(FakeEngine):
             raise DeviceLost("the device answers no call any more")
         if BUG in levels:
             Batcher._learn = None  # type: ignore[assignment,method-assign]
+        time.sleep(0.005)
         return super().__call__(asks)
 
 
