@@ -24,6 +24,7 @@ def configure(level: str, form: str = "line") -> None:
                 "json": {"()": JsonFormatter},
             },
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form}},
+            "loggers": {"PIL": {"level": "WARNING"}},  # it tells what images say of themselves
             "root": {"level": level.upper(), "handlers": ["stderr"]},
         }
     )
