@@ -40,10 +40,10 @@ class LaneDied(RuntimeError):
 
 
 class _Lane(ChildProcess):
-    """One process; ``card`` is there once it is warm."""
+    """One process; ``card`` is there once it is warm. ``lone_threads``: CPU threads of an image that comes alone."""
 
-    def __init__(self, settings: Settings, number: int) -> None:
-        super().__init__("app.lane_process", str(number), environment=settings.environment())
+    def __init__(self, settings: Settings, lone_threads: int) -> None:
+        super().__init__("app.lane_process", str(lone_threads), environment=settings.environment())
 
     def card(self) -> Card:
         """Waits until the lane is warm. Raises EngineError where it cannot be."""
@@ -79,7 +79,8 @@ class ProcessLanes:
         self._on_restart: Callable[[], None] = lambda: None
         self._longest_s = settings.timeout_ms / 1000 + STUCK_S
         self._busy = 0
-        self._lanes = [_Lane(self._settings, number) for number in range(count)]
+        self._lone_threads = [count * threads] + [threads] * (count - 1)
+        self._lanes = [_Lane(self._settings, lone_threads) for lone_threads in self._lone_threads]
         try:
             cards = [lane.card() for lane in self._lanes]
         except EngineError:
@@ -93,7 +94,7 @@ class ProcessLanes:
         self._starting: set[asyncio.Task[None]] = set()
 
     def lanes(self, on_restart: Callable[[], None] = lambda: None) -> list[batching.Lane[Job, Outcome]]:
-        """The first process alone can take all cores; it is the one that whoever comes alone gets."""
+        """The first process alone can take what all have; it is the one that whoever comes alone gets."""
         self._on_restart = on_restart
         return [self._run] * len(self._lanes)
 
@@ -161,7 +162,7 @@ class ProcessLanes:
             ended = await asyncio.to_thread(self._lanes[number].wait)
             logger.error("lane %d ended %s and is started again", number, ended)
             try:
-                self._lanes[number] = _Lane(self._settings, number)
+                self._lanes[number] = _Lane(self._settings, self._lone_threads[number])
                 await asyncio.to_thread(self._lanes[number].card)
                 break
             except (EngineError, OSError):
@@ -201,9 +202,8 @@ def main() -> int:
     """One lane: says its card, then answers batches until its socket is closed."""
     settings = Settings()
     logs.configure(settings.log_level, settings.log_format)
-    connection, number = int(sys.argv[1]), int(sys.argv[2])
+    connection, lone_threads = int(sys.argv[1]), int(sys.argv[2])
     stream = Stream(socket.socket(fileno=connection))
-    lone_threads = usable_cores() if number == 0 else settings.threads
     try:
         engine = load_engine(settings, lone_threads=lone_threads)
     except EngineError as error:
