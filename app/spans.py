@@ -30,7 +30,7 @@ from app.forward import Done, Job, Outcome
 from app.settings import otel
 from app.trace import Trace
 
-CLOSE_S = 2.0  # that the last spans have to leave; a collector that is gone must not hold the process
+CLOSE_S = 1.0  # that the last spans have to leave; a collector that is gone must not hold the process
 _CLIENT_GONE = 499  # our own word, which nobody received
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 

@@ -1,5 +1,6 @@
 """What a trace tells of a request: both ways through the service, spans kept in memory."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,14 @@ def test_traces_are_off_unless_there_is_a_way_out(monkeypatch: pytest.MonkeyPatc
     for name, value in variables.items():
         monkeypatch.setenv(f"OTEL_{name}", value)
     assert tracing.open_traces() is None
+
+
+def test_nothing_of_it_is_imported_where_there_is_no_way_out() -> None:
+    told = "[name for name in sys.modules if name.startswith('opentelemetry')]"
+    asks = "serving.client.post('/predict', content=picture(), headers={'content-type': 'image/png'})"
+    code = f"import sys\nfrom tests.fakes import picture, service\nwith service() as serving: print({asks}, {told})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "<Response [200 OK]> []\n"
 
 
 def test_without_the_extra_traces_are_off_and_the_log_says_so(
