@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -119,3 +120,11 @@ def test_a_service_that_cannot_look_at_processes_says_nothing_of_them(monkeypatc
 
     monkeypatch.setattr("app.metrics.usage", lambda root: None)
     assert b"process_" not in Metrics(Load()).render()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_what_the_readme_says_is_counted_is_counted(busy: Service, name: str) -> None:
+    declared = set(re.findall(r"^# TYPE (\S+)", busy.client.get("/metrics").text, re.M))
+    told = re.findall(r"`((?:nam|process)_\w+)`", (Path(__file__).parents[2] / name).read_text(encoding="utf-8"))
+    assert len(told) > 20
+    assert set(told) <= declared
