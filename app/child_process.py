@@ -18,18 +18,24 @@ _END_S = 1.0  # what a process gets to end by itself once its socket is closed
 
 
 class ChildProcess:
-    """Started in the constructor: ``python -m module SOCKET arguments...``. One question at a time."""
+    """Started in the constructor, which raises OSError: ``python -m module SOCKET arguments...``. One question at a
+    time."""
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str]) -> None:
         self._socket, theirs = socket.socketpair()
         self._connection: _Connection | None = None
-        with theirs:
+        try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def alive(self) -> bool:

@@ -1,4 +1,4 @@
-"""Bytes of an image in, an S x S RGB picture out: `decode`. It runs in a thread of the decode pool and knows no torch.
+"""Bytes of an image in, an S x S RGB picture out: `decode`. It runs in a process of its own or a lane's: no torch.
 
 The first bytes decide the format, and one decoder, chosen by us, reads the rest: no other plugin of PIL sees the bytes.
 What the header says is checked before pixels are decoded (:mod:`app.limits`).

@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     weights: str = Field(
         default="resnet18-nam-tiny-imagenet", description="A weights file, or the name of shipped weights."
     )
+    weights_sha256: str = Field(
+        default="",
+        pattern=r"^([0-9a-fA-F]{64})?$",
+        description="The sha256 that the weights file must have, else no start; weights that ship have theirs known.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the network lives; auto takes CUDA where there is one."
     )
@@ -147,7 +152,8 @@ class Settings(BaseSettings):
     def environment(self, *, keys: bool = False) -> dict[str, str]:
         """This process's environment, in which another one finds these same settings. ``keys``: these too, for those
         processes alone that ask for them: what decodes the images of strangers knows no secret."""
-        own = {f"NAM_{name.upper()}": str(value) for name, value in self if value is not None}
+        fields = {name: getattr(self, name) for name in type(self).model_fields}  # not self's: keys are there, derived
+        own = {f"NAM_{name.upper()}": str(value) for name, value in fields.items() if value is not None}
         told = {"NAM_API_KEYS": self.api_keys.get_secret_value()}
         return os.environ | own | (told if keys else {"NAM_API_KEYS": "", "NAM_API_KEYS_FILE": ""})
 

@@ -1,0 +1,250 @@
+"""Decoding in processes: what an image does to one, and to nobody else."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app import decoders
+from app.decoders import Decoders
+from app.errors import BadImage, DeadlineExceeded, ImageTooLarge, InternalError, UnsupportedMediaType
+from app.forward import Decoded, timed_decode
+from app.settings import Settings
+from tests.chaos.faulty_decoder import CRASH, GROW, HANG, Faulty
+from tests.fakes import CARD, picture
+
+GOOD = picture(100)
+
+
+class Pool:
+    """``losses``: how often one was lost."""
+
+    def __init__(self, **settings: int) -> None:
+        self.losses = 0
+        self.decoders = Decoders(Settings(**{"decoders": 2} | settings), CARD, self._count)
+
+    def _count(self) -> None:
+        self.losses += 1
+
+    async def decode(self, image: bytes = GOOD, seconds: float = 10, size: int = 8) -> Decoded:
+        return await self.decoders.decode(image, size, time.monotonic() + seconds)
+
+    @property
+    def pids(self) -> list[int]:
+        return sorted(one._process.pid for one in self.decoders._all)
+
+
+@asynccontextmanager
+async def opened(**settings: int) -> AsyncIterator[Pool]:
+    pool = Pool(**settings)
+    try:
+        yield pool
+    finally:
+        pids = pool.pids
+        await pool.decoders.close()
+        assert not [pid for pid in pids if f"{pid}" in os.listdir("/proc")]
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 20))
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "ChildProcess", Faulty)
+
+
+def test_the_picture_is_the_one_that_decoding_here_gives() -> None:
+    photo = (Path(__file__).parents[1] / "golden" / "photo.jpg").read_bytes()
+
+    async def scene() -> None:
+        async with opened() as pool:
+            before = time.monotonic()
+            there = await pool.decode(photo, size=64)
+            here = timed_decode(photo, size=64, crop=CARD.crop, max_pixels=10**8)
+            assert np.array_equal(there.picture.pixels, here.picture.pixels)
+            assert there.picture.pixels.shape == (3, 64, 64)
+            facts = [(one.format, one.width, one.height) for one in (there.picture, here.picture)]
+            assert facts[0] == facts[1]
+            assert 0 < there.decode_s < time.monotonic() - before
+            assert before < there.decode_at < time.monotonic()
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [(b"none", UnsupportedMediaType), (GOOD[:40], BadImage), (picture(size=(1001, 1000)), ImageTooLarge)],
+    ids=["unknown", "damaged", "large"],
+)
+def test_a_bad_image_is_refused_and_costs_no_decoder(image: bytes, error: type[Exception]) -> None:
+    async def scene() -> None:
+        async with opened(max_pixels=10**6) as pool:
+            with pytest.raises(error) as here:
+                timed_decode(image, size=8, crop=1.0, max_pixels=10**6)
+            with pytest.raises(error) as there:
+                await pool.decode(image)
+            assert there.value.detail == here.value.detail
+            await pool.decode()
+            assert (len(pool.pids), pool.losses) == (1, 0)
+
+    play(scene())
+
+
+def test_nobody_is_started_before_an_image_comes_and_no_more_than_there_are_places() -> None:
+    async def scene() -> None:
+        async with opened() as pool:
+            assert pool.pids == []
+            await pool.decode()
+            assert len(pool.pids) == 1
+            await asyncio.gather(*(pool.decode() for _ in range(20)))
+            assert len(pool.pids) == 2
+
+    play(scene())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_whoever_crashes_two_decoders_is_refused_and_its_neighbours_are_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        async with opened() as pool:
+            levels = [25 * n for n in range(10)]
+            bad = asyncio.ensure_future(pool.decode(GOOD + CRASH))
+            good = await asyncio.gather(*(pool.decode(picture(level)) for level in levels))
+            assert [one.picture.pixels.mean() for one in good] == levels
+            with pytest.raises(BadImage, match="ended the decoder"):
+                await bad
+            assert pool.losses == 2
+            assert caplog.text.count("a decoder ended by SIGSEGV over an image of") == 2
+
+    play(scene())
+
+
+def test_whoever_was_in_a_decoder_that_somebody_killed_gets_another() -> None:
+    async def scene() -> None:
+        async with opened() as pool:
+            await pool.decode()
+            os.kill(pool.pids[0], signal.SIGSTOP)
+            decoding = asyncio.ensure_future(pool.decode())
+            await asyncio.sleep(0.05)
+            os.kill(pool.pids[0], signal.SIGKILL)
+            assert (await decoding).picture.pixels.mean() == 100
+            assert pool.losses == 1
+
+    play(scene())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_whoever_is_stuck_in_c_is_killed_and_waited_for_no_longer() -> None:
+    async def scene() -> None:
+        async with opened(decoders=1, decode_timeout_ms=500) as pool:
+            await pool.decode()
+            started = time.monotonic()
+            bad, good = asyncio.ensure_future(pool.decode(GOOD + HANG)), asyncio.ensure_future(pool.decode())
+            with pytest.raises(BadImage, match=r"longer than 0\.5 s"):
+                await bad
+            assert (await good).picture.pixels.mean() == 100
+            assert 0.5 < time.monotonic() - started < 1.5
+            assert pool.losses == 1
+
+    play(scene())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_what_nobody_waits_for_is_decoded_no_longer_than_a_start_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "GRACE_S", 0.2)
+
+    async def scene() -> None:
+        async with opened(decoders=1) as pool:
+            await pool.decode()
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                await pool.decode(GOOD + HANG, seconds=0.1)
+            assert time.monotonic() - started < 0.25
+            await pool.decode()
+            assert time.monotonic() - started < 1.5
+            assert pool.losses == 1
+
+    play(scene())
+
+
+def test_who_leaves_takes_no_decoder_along_and_its_answer_is_nobody_elses() -> None:
+    async def scene() -> None:
+        async with opened(decoders=1) as pool:
+            await pool.decode()
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGSTOP)
+            gone = asyncio.ensure_future(pool.decode(picture(200)))
+            await asyncio.sleep(0.05)
+            gone.cancel()
+            next_ = asyncio.ensure_future(pool.decode(picture(50)))
+            await asyncio.sleep(0.05)
+            os.kill(pid, signal.SIGCONT)
+            assert (await next_).picture.pixels.mean() == 50
+            assert (pool.pids, pool.losses) == ([pid], 0)
+
+    play(scene())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_memory_beyond_any_image_is_that_images_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(image: bytes, *, fits: bool) -> None:
+        async with opened() as pool:
+            if fits:
+                await pool.decode(image)
+            else:
+                with pytest.raises(BadImage):
+                    await pool.decode(image)
+            await pool.decode()
+            assert (len(pool.pids), pool.losses) == (1, 0)
+
+    play(scene(GOOD + GROW, fits=False))
+    large = picture(size=(6000, 4000), mode="RGBA")  # 8 bytes a pixel, 192 MB
+    play(scene(large, fits=True))
+    monkeypatch.setattr(decoders, "PIXEL_BYTES", 1)  # 64 MB, and what is beside
+    play(scene(large, fits=False))
+
+
+def test_a_decoder_knows_no_key_and_leaves_no_core_and_is_the_first_to_go() -> None:
+    async def scene() -> None:
+        async with opened() as pool:
+            await pool.decode()
+            proc = Path(f"/proc/{pool.pids[0]}")
+            assert b"sesame" not in (proc / "environ").read_bytes()
+            limits = " ".join((proc / "limits").read_text().split())
+            assert "Max core file size 0 0 " in limits
+            assert (proc / "oom_score_adj").read_text() == "1000\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAM_API_KEYS", "sesame")
+        play(scene())
+
+
+def test_a_decoder_that_cannot_be_started_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.child_process.sys.executable", "/nowhere/python")
+
+    async def scene() -> None:
+        async with opened() as pool:
+            with pytest.raises(InternalError):
+                await pool.decode()
+            monkeypatch.undo()
+            await pool.decode()
+
+    play(scene())
+
+
+def test_several_http_processes_share_the_services_number_of_decoders() -> None:
+    async def scene() -> None:
+        async with opened(decoders=4, workers=2) as pool:
+            await asyncio.gather(*(pool.decode() for _ in range(20)))
+            assert len(pool.pids) == 2
+
+    play(scene())
