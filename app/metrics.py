@@ -68,7 +68,7 @@ class Metrics:
         """What is known once the engine is there: what is served, how much may wait or be under way, whether it is."""
         self.now.register(_Always(InfoMetricFamily("nam_build", "What is served.", value=dict(facts))))
         for name, limit in limits.items():
-            self._gauge(f"nam_{name}_limit", "The most that there may be.", lambda limit=limit: limit)
+            self._gauge(f"nam_{name}_limit", "The most that there may be.", functools.partial(float, limit))
         self._gauge("nam_ready", "1 where new work is taken.", ready)
 
     def on_request(self, route: str, status: int, seconds: float, received: int, sent: int) -> None:

@@ -62,6 +62,14 @@ def test_memory_stays_flat_over_many_batches(engines: tuple[TorchEngine, TorchEn
     assert torch.cuda.memory_allocated() == before
 
 
+def test_the_devices_memory_is_told(engines: tuple[TorchEngine, TorchEngine]) -> None:
+    cpu, cuda = engines
+    told = cuda.memory()
+    assert cpu.memory() == {}
+    assert 0 < told["allocated"] <= told["reserved"]
+    assert told["reserved"] + told["free"] <= torch.cuda.get_device_properties(0).total_memory
+
+
 def test_bf16_gates_are_exact_on_cuda(tmp_path: Path, engines: tuple[TorchEngine, TorchEngine]) -> None:
     rough = TorchEngine(weights_file(tmp_path), device="cuda", dtype="bfloat16")
     (pixels,) = images(1)
