@@ -39,7 +39,7 @@ from app.settings import Settings
 
 # Ray's look at whether requests are left, every two seconds, then our last batch and the end of the lanes.
 ENDING_S = 5.0
-CHECK_PERIOD_S = 2.0
+CHECK_PERIOD_S = 1.0
 
 
 class Arguments(BaseModel):
@@ -61,7 +61,7 @@ class Replica:
     """One copy of the service. Ray calls the methods, by these names."""
 
     def __init__(self, settings: Settings, open_run: OpenRun = open_run) -> None:
-        logs.configure(settings.log_level)
+        logs.configure(settings.log_level, settings.log_format)
         self._service = BehindProxy(create_app(settings, lanes_here(open_run)))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

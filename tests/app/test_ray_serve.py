@@ -64,8 +64,7 @@ def test_a_replica_is_healthy_while_it_is_ready(ray_serve: ModuleType) -> None:
     with TestClient(app) as client:
         assert client.post("/predict", content=picture()).status_code == 200
         replica.check_health()
-        services = app.state["services"]
-        services.batcher._closed_because = "the batcher failed"
+        app.state["services"].batcher.fail("the device is lost")
         with pytest.raises(NotReady):
             replica.check_health()
     with pytest.raises(Draining):

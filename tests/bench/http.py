@@ -90,11 +90,11 @@ def _overload(live: Running, callers: dict[str, dict[str, Any]], given: argparse
     return {"peak_per_s": peak, "rate": rate, "deadline_ms": given.deadline_ms, **live.load(*options)}
 
 
-def machine() -> dict[str, Any]:
-    """Cores, processor, versions."""
+def machine(*packages: str) -> dict[str, Any]:
+    """Cores, processor, versions; also those of ``packages``."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in (*PACKAGES, *packages)}}
     return {
         "cores": os.cpu_count(),
         "processor": processor or platform.machine(),

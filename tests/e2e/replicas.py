@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from app.engine import Answer, Ask
+from app.engine import Answer, Ask, DeviceLost
 from app.forward import Forward, Run
 from app.settings import Settings
 from tests.fakes import CARD, FakeEngine, picture
@@ -21,7 +21,7 @@ PNG = {"content-type": "image/png"}
 
 
 class Named(FakeEngine):
-    """Takes its time; its model is called weights/machine/process."""
+    """Takes its time; its model is called weights/machine/process. A white image costs it its device."""
 
     def __init__(self, weights: str) -> None:
         import ray
@@ -31,6 +31,8 @@ class Named(FakeEngine):
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         time.sleep(FORWARD_S)
+        if any(ask.pixels.mean() > 250 for ask in asks):
+            raise DeviceLost
         return super().__call__(asks)
 
 
@@ -55,6 +57,12 @@ class Cluster:
         given, ours = ray_serve.Arguments(**arguments), Settings(**settings)
         made = ray_serve.deployment(given, ours).options(**options or {})
         serve.run(made.bind(ours, open_named))
+
+    def clear(self) -> None:
+        """Nothing is served: what comes next need not take its place replica by replica."""
+        from ray import serve
+
+        serve.delete("default")
 
     def running(self) -> int:
         """Replicas that take requests."""
@@ -128,5 +136,5 @@ class Callers:
             self.again.append(f"{answer.status_code} {answer.text[:80]}")
             if answer.status_code < 500:
                 break
-            time.sleep(0.2)
+            time.sleep(float(answer.headers.get("retry-after", 0.2)))
         self.lost.append(self.again[-1])

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning"),  # there is no other way yet
 ]
 
-SETTINGS = {"weights": "old", "max_requests": 8, "body_idle_ms": 500, "max_body_bytes": 2**20, "drain_ms": 5000}
+SETTINGS = {"weights": "old", "max_requests": 8, "body_idle_ms": 3000, "max_body_bytes": 2**20, "drain_ms": 5000}
 TWO = {"replicas": 2}
 
 
@@ -128,13 +128,23 @@ def test_a_replica_that_is_killed_loses_nothing_where_callers_ask_again(cluster:
     assert victim not in parts(callers.models[-6:], 2)
 
 
+def test_a_replica_that_is_no_longer_ready_is_replaced(cluster: Cluster) -> None:
+    with Callers(cluster.url) as callers:
+        until(lambda: len(parts(callers.models, 2)) == 2)
+        assert cluster.post(content=picture(255)).json()["code"] == "internal_error"
+        until(lambda: cluster.running() == 2 and len(parts(callers.models, 2)) == 3, 60)
+    assert {reason[:3] for reason in callers.again} <= {"500", "503"}
+    assert not callers.lost
+
+
 def test_replicas_come_and_go_with_the_requests_under_way(cluster: Cluster) -> None:
     from ray.serve.config import AutoscalingConfig
 
     quick = {"upscale_delay_s": 0.5, "downscale_delay_s": 0.5, "look_back_period_s": 1.0, "metrics_interval_s": 0.2}
     scaling = AutoscalingConfig(min_replicas=1, max_replicas=2, target_ongoing_requests=2, **quick)
+    cluster.clear()
     cluster.deploy(SETTINGS, {"max_replicas": 2}, {"autoscaling_config": scaling})
-    until(lambda: cluster.running() == 1, 30)
+    assert cluster.running() == 1
     with Callers(cluster.url) as callers:
         until(lambda: cluster.running() == 2 and len(parts(callers.models[-20:], 2)) == 2, 60)
     until(lambda: cluster.running() == 1, 60)
@@ -150,6 +160,7 @@ def test_answers_are_those_of_the_single_process(
     from app.ray_serve import Arguments, build
 
     monkeypatch.setenv("NAM_DTYPE", "float32")
+    cluster.clear()
     serve.run(build(Arguments(replicas=2)))
     single = start(tmp_path, NAM_DTYPE="float32")
     jpeg = {"content-type": "image/jpeg"}
