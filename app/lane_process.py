@@ -32,6 +32,7 @@ logger = logging.getLogger("nam.lane")
 DECODE_S = 2.0
 # A batch whose last caller is gone for so long is stuck, whatever it does: its lane is killed.
 STUCK_S = 5.0
+START_S = 120.0  # what a lane may take to start again: the graph is there
 PAUSE_S = 1.0  # before a lane that could not be started again is tried once more
 
 
@@ -163,7 +164,8 @@ class ProcessLanes:
             logger.error("lane %d ended %s and is started again", number, ended)
             try:
                 self._lanes[number] = _Lane(self._settings, self._lone_threads[number])
-                await asyncio.to_thread(self._lanes[number].card)
+                async with asyncio.timeout(START_S):
+                    await asyncio.to_thread(self._lanes[number].card)
                 break
             except (EngineError, OSError):
                 logger.exception("lane %d could not be started again", number)

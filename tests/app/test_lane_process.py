@@ -198,6 +198,26 @@ def test_a_lone_lane_that_dies_is_started_again_and_its_batch_with_it(engines: l
     play(scene())
 
 
+def test_a_lane_that_is_stuck_while_it_starts_again_is_started_once_more(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_process, "START_S", 0.1)
+    monkeypatch.setattr(lane_process, "PAUSE_S", 0.01)
+
+    async def scene() -> None:
+        async with opened(1) as run:
+            (lane,) = run.lanes()
+            stuck = iter([0.3])
+            monkeypatch.setattr(Lane, "card", lambda self: time.sleep(next(stuck, 0)))
+            engines[0].error = SystemExit(1)
+            call = asyncio.ensure_future(lane([Job(picture(75), 1)]))
+            while len(engines) < 3:
+                await asyncio.sleep(0.01)
+            call.cancel()
+
+    play(scene())
+
+
 def test_a_lane_that_is_stuck_once_its_callers_are_gone_is_killed(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
