@@ -15,7 +15,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app import batching, guards, schemas, serving
-from app.errors import Draining, InternalError, ServiceError
+from app.errors import BadRequest, Draining, InternalError, ServiceError
 from app.forward import Outcome
 from app.services import Services
 from app.trace import Trace
@@ -122,7 +122,16 @@ class Protocol(HttpToolsProtocol):
         self._watch_reading(before=None)
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        """What is no HTTP ends the connection and is told so in the contract's shape: after the answer that is owed to
+        a request before it, and never beside the answer that this one has had."""
+        unanswered = self.cycle is not None and not self.cycle.response_complete
+        if unanswered and not self._in_body:
+            self.cycle.keep_alive = False
+            return
+        answered = self._in_body and self.cycle is not None and self.cycle.response_complete
+        if not (answered or self.pipeline):
+            self.transport.write(_no_request(self._services, self.server_state.default_headers))
+        self.transport.close()
         self._watch_reading(before=None)
 
     def pause_writing(self) -> None:
@@ -201,6 +210,16 @@ class Protocol(HttpToolsProtocol):
 
 def _is_raw(media_type: bytes) -> bool:
     return media_type.startswith(b"image/") or media_type.partition(b";")[0].rstrip() == b"application/octet-stream"
+
+
+def _no_request(services: Services, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The answer to what the parser could not read."""
+    id_ = guards.request_id({})
+    told = guards.refusal(services, BadRequest("What came is no request of HTTP/1.1."), id_)
+    guards.account(services, "-", "other", told.status_code, 0.0, id_, received=0, sent=len(told.body), trace=None)
+    lines = (*headers, *told.raw_headers, (b"x-request-id", id_.encode()), (b"connection", b"close"))
+    head = (STATUS_LINE[told.status_code], *(b"%b: %b\r\n" % line for line in lines), _SAFE, b"\r\n")
+    return b"".join((*head, bytes(told.body)))
 
 
 class _Outlet:
