@@ -52,17 +52,18 @@ def load_engine(settings: Settings, *, lone_threads: int = 0) -> Engine:
     ``lone_threads``: the CPU threads of an image that finds it idle; 0 leaves that to the engine.
     """
     choice = choose(settings.engine, settings.device, settings.dtype)
-    sizes = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
+    weights, sha256 = settings.weights, settings.weights_sha256
+    how = {"threads": settings.threads, "max_batch": settings.max_batch, "lanes": settings.lanes}
     if choice.engine == "openvino":
         from app.openvino_engine import OpenVINOEngine
 
         cache = settings.cache_dir.expanduser()
-        return OpenVINOEngine(
-            settings.weights, dtype=choice.dtype, reason=choice.reason, cache=cache, lone_threads=lone_threads, **sizes
-        )
+        how["lone_threads"] = lone_threads
+        return OpenVINOEngine(weights, sha256=sha256, cache=cache, dtype=choice.dtype, reason=choice.reason, **how)
     from app.torch_engine import TorchEngine
 
-    return TorchEngine(settings.weights, device=choice.device, dtype=choice.dtype, reason=choice.reason, **sizes)
+    device, dtype = choice.device, choice.dtype
+    return TorchEngine(weights, sha256=sha256, device=device, dtype=dtype, reason=choice.reason, **how)
 
 
 def _device(asked: Device) -> tuple[Literal["cpu", "cuda"], str]:

@@ -104,19 +104,20 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def quantize(arguments: argparse.Namespace) -> int:
-    from app.graphs import graph_of, int8_graph_of
+    from app.graphs import checked, graph_of, int8_graph_of, seal
     from app.settings import Settings
     from nam import files, weights
     from nam.data import load_split
     from nam.quantize import quantize as run
 
-    file = files.locate(arguments.weights or files.DEFAULT)
-    cache, sha256 = Settings().cache_dir.expanduser(), files.file_sha256(file)
+    cache = Settings().cache_dir.expanduser()
+    file, sha256 = files.verified(arguments.weights or files.DEFAULT)
     graph, target = graph_of(file, sha256, cache), int8_graph_of(sha256, cache)
     _, card = weights.load(file)
     split = load_split(arguments.data, "train", card.config.size, crop=card.crop)
     step = max(1, len(split) // arguments.images)
-    run(graph, split.pixels[::step][: arguments.images].numpy(), target)
+    run(checked(graph), split.pixels[::step][: arguments.images].numpy(), target)
+    seal(target)
     print(json.dumps({"weights": card.name, "images": arguments.images, "graph": str(target)}))
     return 0
 

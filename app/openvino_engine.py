@@ -19,8 +19,8 @@ import openvino
 from app.array_engine import ArrayEngine, Indices, Kind, Pixels
 from app.cores import usable_cores
 from app.engine import Card, EngineError, Floats
-from app.graphs import graph_of, int8_graph_of
-from nam.files import WeightsError, file_sha256, locate
+from app.graphs import checked, graph_of, int8_graph_of
+from nam.files import WeightsError, verified
 
 Dtype = Literal["float32", "bfloat16", "int8"]
 
@@ -59,6 +59,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         path: str,
         *,
         cache: Path,
+        sha256: str = "",
         dtype: Dtype = "float32",
         reason: str = "asked for",
         threads: int = 0,
@@ -69,8 +70,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         cores = usable_cores()
         lanes = lanes or cores
         try:
-            weights = locate(path)
-            sha256 = file_sha256(weights)
+            weights, sha256 = verified(path, sha256)
             int8 = _int8_graph(weights, sha256, cache) if dtype == "int8" else None
             self._exact = graph_of(weights, sha256, cache)  # effects are small differences of logits
             self._file = int8 or self._exact
@@ -101,8 +101,9 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
 
     def _read(self) -> dict[str, Any]:
         """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
+        file = checked(self._file)
         try:
-            told: dict[str, Any] = json.loads(self._core.read_model(self._file).get_rt_info("nam").value)
+            told: dict[str, Any] = json.loads(self._core.read_model(file).get_rt_info("nam").value)
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{self._file} is damaged: remove it, and it is made again") from error
         return told
@@ -124,7 +125,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
             return self._compiled[shape]
 
     def _compile(self, shape: _Shape) -> openvino.CompiledModel:
-        network = _part(self._core.read_model(self._exact if shape == _HELD else self._file), shape.kind)
+        network = _part(self._core.read_model(checked(self._exact if shape == _HELD else self._file)), shape.kind)
         threads = self._wide if shape.wide else self._narrow
         if shape == _HELD:
             return self._core.compile_model(network, "CPU", {**threads, _HINT: "f32"})

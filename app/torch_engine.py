@@ -42,6 +42,7 @@ class TorchEngine(ArrayEngine["_Lane"]):
         self,
         path: str,
         *,
+        sha256: str = "",
         device: Device = "cpu",
         dtype: Dtype = "float32",
         reason: str = "asked for",
@@ -57,7 +58,7 @@ class TorchEngine(ArrayEngine["_Lane"]):
         if device == "cpu":
             torch.set_num_threads(threads or max(1, cores // lanes))
         try:
-            model, card = weights.load(path)
+            model, card = weights.load(path, sha256)
         except WeightsError as error:
             raise EngineError(str(error)) from error
         told = Card.of(

@@ -45,18 +45,20 @@ def to_openvino(model: Model, card: weights.Card) -> openvino.Model:
     return graph
 
 
-def export(source: str | Path, target: Path) -> None:
-    """Write ``target`` (.xml) and its constants beside it (.bin). Raises WeightsError for what is no weights file."""
-    openvino.save_model(to_openvino(*weights.load(source)), target, compress_to_fp16=False)
+def export(source: str | Path, target: Path, sha256: str = "") -> None:
+    """Write ``target`` (.xml) and its constants beside it (.bin). Raises WeightsError for what is no weights file, or
+    not the one of ``sha256``, where it is given."""
+    openvino.save_model(to_openvino(*weights.load(source, sha256)), target, compress_to_fp16=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="a weights file, or the name of shipped weights")
     parser.add_argument("out", type=Path, help="the graph's file; ends in .xml")
+    parser.add_argument("--sha256", default="", help="what the weights file must have")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    export(arguments.weights, arguments.out)
+    export(arguments.weights, arguments.out, arguments.sha256)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nam.build import Model, ModelConfig, build
-from nam.files import DEFAULT, WeightsError, file_sha256, locate
+from nam.files import DEFAULT, WeightsError, verified
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,17 @@ def save(path: Path, model: Model, card: Card, *, kernels: torch.dtype = torch.f
         raise WeightsError(f"{path} cannot be written: {error}") from error
 
 
-def load(path: str | Path = DEFAULT) -> tuple[Model, Card]:
+def load(path: str | Path = DEFAULT, sha256: str = "") -> tuple[Model, Card]:
     """The network, fp32 on the CPU in eval mode, and its card.
 
-    ``path``: a file, or the name of shipped weights. Raises WeightsError for a file that is missing, not safetensors,
-    without a card, or whose tensors are not exactly those of the network that its card describes.
+    ``path``: a file, or the name of shipped weights; ``sha256``: what the file must have, where it is given. Raises
+    WeightsError for a file that is missing, another one, not safetensors, without a card, or whose tensors are not
+    exactly those of the network that its card describes.
     """
-    file = locate(path)
+    file, found = verified(path, sha256)
     try:
         with safe_open(file, framework="pt") as tensors:
-            card = Card.from_json((tensors.metadata() or {})["card"], file_sha256(file))
+            card = Card.from_json((tensors.metadata() or {})["card"], found)
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
         model = build(card.config)
     except (SafetensorError, OSError) as error:

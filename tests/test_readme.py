@@ -62,7 +62,7 @@ def test_the_tree_is_the_tree_on_disk(path: Path) -> None:
 def test_every_setting_is_told_with_its_default(path: Path) -> None:
     told = {row[0]: row[1] for row in rows(path) if row[0].startswith("`NAM_")}
     there = {
-        f"`NAM_{name.upper()}`": "" if field.default in (None, SecretStr("")) else f"`{field.default}`"
+        f"`NAM_{name.upper()}`": "" if field.default in (None, "", SecretStr("")) else f"`{field.default}`"
         for name, field in Settings.model_fields.items()
     }
     assert told == there

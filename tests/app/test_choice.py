@@ -112,12 +112,13 @@ def test_the_chosen_engine_is_started_as_the_settings_say(
     monkeypatch: pytest.MonkeyPatch, engine: str, module: str, kind: str, own: dict[str, object]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{kind: lambda path, **options: (path, options)}))
+    sizes, sha256 = {"threads": 2, "max_batch": 3, "lanes": 4}, "5" * 64
     settings = Settings(
-        engine=engine, device="cpu", dtype="float32", weights="w", cache_dir="/c", threads=2, max_batch=3, lanes=4
+        engine=engine, device="cpu", dtype="float32", weights="w", weights_sha256=sha256, cache_dir="/c", **sizes
     )
     path, options = load_engine(settings)
     assert "asked for" in options.pop("reason")
-    assert (path, options) == ("w", {"dtype": "float32", "threads": 2, "max_batch": 3, "lanes": 4, **own})
+    assert (path, options) == ("w", {"sha256": sha256, "dtype": "float32", **sizes, **own})
 
 
 # The probes.

@@ -21,7 +21,7 @@ from skimage import data
 
 from app import openvino_engine
 from app.engine import Answer, Ask, AttentionAsk, Engine, EngineError
-from app.graphs import FORM
+from app.graphs import FORM, seal
 from app.openvino_engine import OpenVINOEngine
 from app.schemas import BlockAnswer
 from app.torch_engine import TorchEngine
@@ -52,6 +52,7 @@ def exported(cache: Path, file: str) -> Path:
     graph = cache / f"{file_sha256(locate(file))}-{FORM}.xml"
     if not graph.is_file():
         export(file, graph)
+        seal(graph)
     return graph
 
 
@@ -447,5 +448,23 @@ def test_a_damaged_graph_in_the_cache_stops_the_start_and_is_named(
     graph = exported(cache, file)
     whole = graph.read_bytes()
     (tmp_path / graph.name).write_bytes(whole if lost == "the constants" else whole[: len(whole) // 2])
-    with pytest.raises(EngineError, match=graph.name):
+    with pytest.raises(EngineError, match=f"{graph.name} is not as it was made"):
         OpenVINOEngine(file, cache=tmp_path)
+    for suffix in (".bin", ".sha256"):  # one more byte, where OpenVINO itself would see nothing
+        (tmp_path / graph.name).with_suffix(suffix).write_bytes(graph.with_suffix(suffix).read_bytes())
+    (tmp_path / graph.name).write_bytes(whole + b"\n")
+    with pytest.raises(EngineError, match="is not as it was made"):
+        OpenVINOEngine(file, cache=tmp_path)
+
+
+def test_a_graph_that_is_changed_while_the_service_runs_is_not_read_again(
+    cache: Path, file: str, tmp_path: Path
+) -> None:
+    for suffix in (".xml", ".bin", ".sha256"):
+        kept = exported(cache, file).with_suffix(suffix)
+        (tmp_path / kept.name).write_bytes(kept.read_bytes())
+    engine = OpenVINOEngine(file, cache=tmp_path, lanes=1, threads=1)
+    constants = (tmp_path / exported(cache, file).name).with_suffix(".bin")
+    constants.write_bytes(constants.read_bytes() + b"0")
+    with pytest.raises(EngineError, match="is not as it was made"):
+        engine.held(images(1)[0], np.array([-1]), np.array([-1]))

@@ -8,7 +8,8 @@ import pytest
 
 from app import graphs
 from app.engine import EngineError
-from app.graphs import FORM, graph_of
+from app.graphs import FORM, checked, graph_of, seal
+from nam.files import file_sha256
 from tests.app.test_engines import ROOT, weights_file
 
 
@@ -17,7 +18,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was exported, in place of exporting it."""
     graphs_made: list[Path] = []
 
-    def export(_: Path, graph: Path) -> None:
+    def export(_: Path, __: str, graph: Path) -> None:
         graph.touch()
         graphs_made.append(graph)
 
@@ -25,7 +26,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return graphs_made
 
 
-def fail(*_: Path) -> None:
+def fail(*_: object) -> None:
     raise EngineError("no room")
 
 
@@ -34,9 +35,11 @@ def left(folder: Path) -> set[str]:
 
 
 def test_another_process_makes_the_graph_and_nothing_else_stays(tmp_path: Path) -> None:
-    graph = graph_of(Path(weights_file(tmp_path)), "abc", tmp_path / "a" / "cache")
-    assert graph == tmp_path / "a" / "cache" / f"abc-{FORM}.xml"
-    assert left(graph.parent) == {graph.name, graph.with_suffix(".bin").name}
+    weights = Path(weights_file(tmp_path))
+    sha256 = file_sha256(weights)
+    graph = checked(graph_of(weights, sha256, tmp_path / "a" / "cache"))
+    assert graph == tmp_path / "a" / "cache" / f"{sha256}-{FORM}.xml"
+    assert left(graph.parent) == {graph.with_suffix(suffix).name for suffix in (".xml", ".bin", ".sha256")}
     assert all((graph.parent / name).stat().st_size for name in left(graph.parent))
 
 
@@ -66,7 +69,7 @@ def test_processes_that_start_together_export_once(tmp_path: Path) -> None:
         import pathlib, sys, time
         from app import graphs
         folder, me = pathlib.Path(sys.argv[1]), sys.argv[2]
-        def export(weights, graph):
+        def export(weights, sha256, graph):
             (folder / f"exported by {me}").touch()
             time.sleep(0.3)
             graph.touch()
@@ -85,7 +88,7 @@ def test_an_export_that_fails_leaves_nothing_and_says_the_weights_own_words(tmp_
     weights, cache = tmp_path / "w.safetensors", tmp_path / "cache"
     weights.write_bytes(b"no weights at all")
     with pytest.raises(EngineError, match=rf"^{weights} cannot be read as safetensors: "):
-        graph_of(weights, "abc", cache)
+        graph_of(weights, file_sha256(weights), cache)
     assert left(cache) == set()
 
 
@@ -95,7 +98,7 @@ def test_an_export_that_fails_leaves_nothing_and_says_the_weights_own_words(tmp_
         ("Traceback\nnam.files.WeightsError: w carries no card: 'card'\n", "w carries no card: 'card'"),
         ("Traceback\nMemoryError\n", "MemoryError"),
         ("Killed\n", "Killed"),
-        ("", "the export failed"),
+        ("", "no word of why"),
     ],
 )
 def test_however_an_export_fails_it_is_told_in_one_line(
@@ -125,3 +128,36 @@ def test_without_torch_a_missing_graph_is_said_to_want_it(tmp_path: Path, monkey
     with pytest.raises(EngineError, match="and torch, which exports it, is not installed here"):
         graph_of(Path("w"), "abd", tmp_path / "read-only")
     assert not (tmp_path / "read-only").exists()
+
+
+def test_weights_that_are_changed_while_the_export_begins_are_refused(tmp_path: Path) -> None:
+    weights = Path(weights_file(tmp_path))
+    with pytest.raises(EngineError, match="it is another file"):
+        graph_of(weights, "0" * 64, tmp_path / "cache")
+    assert left(tmp_path / "cache") == set()
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    for suffix in (".xml", ".bin"):
+        (tmp_path / f"graph{suffix}").write_bytes(bytes(range(256)))
+    seal(tmp_path / "graph.xml")
+    return tmp_path / "graph.xml"
+
+
+def test_a_graph_that_nobody_touched_is_used(sealed: Path) -> None:
+    assert checked(sealed) == sealed
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin", ".sha256"])
+@pytest.mark.parametrize("how", ["a bit", "a byte more", "nothing left", "gone"])
+def test_a_graph_that_was_changed_is_not_used(sealed: Path, suffix: str, how: str) -> None:
+    part = sealed.with_suffix(suffix)
+    was = bytearray(part.read_bytes())
+    if how == "gone":
+        part.unlink()
+    else:
+        was[len(was) // 2] ^= 1
+        part.write_bytes({"a bit": bytes(was), "a byte more": part.read_bytes() + b"0", "nothing left": b""}[how])
+    with pytest.raises(EngineError, match="is not as it was made"):
+        checked(sealed)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.cli import main
 from app.engine import Ask, EngineError
-from app.graphs import int8_graph_of
+from app.graphs import int8_graph_of, seal
 from app.openvino_engine import INT8_NOTE, OpenVINOEngine
 from nam import weights
 from nam.build import ModelConfig, build
@@ -85,6 +85,9 @@ def test_the_engine_serves_it_and_says_what_it_does_to_the_gates(
         OpenVINOEngine(str(file), cache=tmp_path, dtype="int8", lanes=1, threads=1)
     for suffix in (".xml", ".bin"):
         shutil.copy(graphs[1].with_suffix(suffix), target.with_suffix(suffix))
+    with pytest.raises(EngineError, match="make it again"):
+        OpenVINOEngine(str(file), cache=tmp_path, dtype="int8", lanes=1, threads=1)
+    seal(target)
     engine = OpenVINOEngine(str(file), cache=tmp_path, dtype="int8", lanes=1, threads=1)
     (answer,) = engine([Ask(pixels(1)[0], 7)])
     assert np.allclose(answer.probabilities.sum(), 1, atol=1e-5)
