@@ -474,6 +474,23 @@ def test_if_the_batcher_fails_waiters_fail_and_healthy_turns_false() -> None:
     play(scene())
 
 
+def test_a_batcher_that_is_told_to_fail_fails_what_is_queued() -> None:
+    async def scene() -> None:
+        engine = Engine()
+        async with opened(engine) as batcher:
+            with engine.held():
+                tasks = [await occupy(batcher, 1), *await line_up(batcher, 2)]
+                batcher.fail("the device is lost")
+                with pytest.raises(Closed, match="the device is lost"):
+                    await tasks[1]
+            assert await results(tasks[:1]) == [2]
+            assert not batcher.healthy
+            with pytest.raises(Closed, match="the device is lost"):
+                await batcher.submit(3, far())
+
+    play(scene())
+
+
 def test_the_next_batch_begins_before_the_last_one_is_answered() -> None:
     async def scene() -> None:
         engine, answered = Engine(), asyncio.Event()

@@ -2,11 +2,13 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app import workers
+from app.server import FAILED
 from app.settings import Settings
 
 
@@ -22,3 +24,17 @@ def test_a_process_that_is_started_while_the_signal_comes_is_ended_too(
     monkeypatch.setattr(supervisor, "_start", started)
     supervisor._start_http(1)
     assert supervisor._http[1].wait(5) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("ends", "code"), [(FAILED, FAILED), (3, 1), (-9, 1)])
+def test_the_engines_own_failure_is_the_services(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: int, code: int
+) -> None:
+    """An engine that ends once the processes before it are started."""
+    (tmp_path / "engine").touch()
+    engine = f"import os, sys, time; time.sleep(0.3); sys.exit({ends}) if {ends} > 0 else os.kill(os.getpid(), 9)"
+    commands = {"engine": [sys.executable, "-c", engine], "http": ["sleep", "60"]}
+    supervisor = workers._Supervisor(Settings(workers=2), tmp_path, 0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(supervisor, "_start", lambda part, _: subprocess.Popen(commands[part]))
+    assert supervisor.run() == code

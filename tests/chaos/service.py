@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import resource
 import signal
 import socket
@@ -11,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx2
-import numpy as np
 from PIL import Image
 
 NAM = (str(Path(sys.executable).parent / "nam"), "serve")
@@ -102,9 +103,18 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def photo(seed: int, side: int = 96, form: str = "JPEG") -> bytes:
-    """A picture unlike any other seed's: coloured blobs."""
-    rough = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+@cache
+def _examples() -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted((ROOT / "app/web/examples").glob("*.jpg"))]
+
+
+def photo(seed: int, side: int = 96) -> bytes:
+    """A JPEG unlike any other seed's: some part of one of the page's photos, its colours exchanged."""
+    dice = random.Random(seed)  # noqa: S311 - the same every time
+    whole = dice.choice(_examples())
+    part = int(dice.uniform(0.25, 1) * min(whole.size))
+    left, top = (dice.randint(0, length - part) for length in whole.size)
+    bands = dice.sample(whole.crop((left, top, left + part, top + part)).resize((side, side)).split(), 3)
     out = io.BytesIO()
-    Image.fromarray(rough).resize((side, side), Image.Resampling.BICUBIC).save(out, form, quality=90)
+    Image.merge("RGB", bands).save(out, "JPEG", quality=90)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""SIGTERM under load, many callers on kept connections: what was sent is answered, and whole. ``DRAINS=50`` repeats it."""
+"""SIGTERM under load, many callers on kept connections: what was sent is answered, and whole. ``DRAINS``: how often."""
 
 import http.client
 import os

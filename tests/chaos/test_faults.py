@@ -14,7 +14,7 @@ import pytest
 
 from app.server import FAILED
 from tests.chaos import faulty
-from tests.chaos.service import FAULTY, NAM, ROOT, Service, launch, photo, running, until
+from tests.chaos.service import FAULTY, NAM, ROOT, Service, launch, running, until
 from tests.fakes import picture
 
 
@@ -160,5 +160,3 @@ def test_no_duration_is_taken_from_a_clock_that_can_jump() -> None:
     sources = {path.name: path.read_text() for path in (ROOT / "app").glob("*.py")}
     clocks = ("time.time(", "time.time_ns(", "datetime.now", "utcnow")
     assert {name for name, source in sources.items() if any(clock in source for clock in clocks)} <= {"spans.py"}
-
-
