@@ -1,6 +1,7 @@
 """Traces of real processes, sent over OTLP/HTTP to a collector that takes them apart again."""
 
 import gzip
+import re
 import signal
 import threading
 import time
@@ -104,8 +105,12 @@ def test_requests_and_the_batch_that_they_share_reach_the_collector(
     assert linked(batch) == {(request.trace_id, request.span_id)}
     assert linked(collector.named("model")[0]) == {(batch.trace_id, batch.span_id)}
     several(running, image, collector)
-    ended(running)
+    told = httpx2.get(running.url + "/metrics").text
+    assert "\nnam_image_queue_seconds_count 28.0\n" in told  # of all processes together, as all that follows
+    assert float(re.search(r"\nnam_processes (\S+)", told)[1]) > 2 * int(workers)
+    assert len(re.findall(r"\nnam_build_info\{.*\} 1.0\n", told)) == told.count("\nnam_ready 1.0\n") == 1
     assert collector.services == {"vision"}
+    nobody_waits_for(collector, running, image)
 
 
 def several(running: Process, image: bytes, collector: Collector) -> None:
@@ -127,6 +132,15 @@ def several(running: Process, image: bytes, collector: Collector) -> None:
     assert len([span for span in collector.named("model") if span.parent_span_id == many.span_id]) == 3
 
 
+def nobody_waits_for(collector: Collector, running: Process, image: bytes) -> None:
+    """It is gone, and nobody but the log hears of it."""
+    collector.shutdown()
+    collector.server_close()
+    answers = [httpx2.post(running.url + "/predict", content=image, headers=HEADERS) for _ in range(10)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert ended(running) < 8
+
+
 def size(span: Span) -> int:
     return next(one.value.int_value for one in span.attributes if one.key == "nam.batch.size")
 
@@ -144,11 +158,3 @@ def test_what_is_not_sampled_is_not_sent_and_what_is_left_is_sent_at_the_end(
     assert sorted(span.name for span in collector.spans) == sorted([*TREE, "batch"])
     assert collector.services == {"nam-serve"}
     assert running.log.read_text().count(f'"trace_id":"{TRACE}"') == 3
-
-
-def test_a_collector_that_is_gone_holds_nobody(tmp_path: Path, photos: dict[str, Path]) -> None:
-    gone = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    running, image = start(tmp_path, **gone), photos["cat"].read_bytes()
-    answers = [httpx2.post(running.url + "/predict", content=image, headers=HEADERS) for _ in range(20)]
-    assert {answer.status_code for answer in answers} == {200}
-    assert ended(running) < 6
