@@ -2,10 +2,11 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format screenshots bench gpu clean
+.PHONY: serve test check format screenshots bench soak gpu image smoke clean
 
 serve: $(VENV)/.serve
 	$(BIN)/nam serve --host $(HOST) --port $(PORT)
@@ -32,10 +33,22 @@ screenshots: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench.http
 
+# Mixed traffic, a third of it hostile: nothing is lost, swapped, or grows; writes tests/bench/results/soak.json.
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
 # On a CUDA device: the engine's tests, then its figures, tests/bench/results/cuda.json.
 gpu: $(VENV)/.test
 	$(BIN)/python -m pytest tests/gpu
 	$(BIN)/python -m tests.bench.cuda
+
+# The two images; and both built, started, asked and stopped: docker/README.md.
+image:
+	docker build --target cpu --tag nam-serve:cpu .
+	docker build --target gpu --tag nam-serve:gpu .
+
+smoke: $(VENV)/.serve
+	docker/smoke
 
 clean:
 	rm -rf $(VENV) build *.egg-info
