@@ -39,8 +39,8 @@ class ChildProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked, as far as is known."""
-        return self._connection is None or not self._connection.lost
+        """Whether it can be asked."""
+        return self._process.poll() is None and (self._connection is None or not self._connection.lost)
 
     async def ask(self, head: dict[str, Any], parts: Sequence[Part] = ()) -> Message:
         """Raises ConnectionError where the process is gone, or goes. Given up, it cannot be asked again."""

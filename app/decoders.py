@@ -27,6 +27,7 @@ logger = logging.getLogger("nam.decoders")
 PIXEL_BYTES, BESIDE_BYTES = 20, 64 * MIB
 # A decode that nobody waits for any more gets as long as a new process would take.
 GRACE_S = 0.5
+START_S = 30.0  # what a new one may take, whatever else the machine is at
 
 _Outcome = Decoded | ServiceError
 
@@ -102,8 +103,10 @@ class Decoders:
         options = orjson.dumps(self._options).decode()
         self._all.add(decoder := ChildProcess("app.decode_process", options, environment=self._environment))
         try:
-            await decoder.hear()
-        except ConnectionError:
+            async with asyncio.timeout(START_S):
+                await decoder.hear()
+        except (ConnectionError, TimeoutError):
+            decoder.kill()
             await self._lose(decoder, "before it was ready")
             raise
         return decoder

@@ -140,7 +140,9 @@ class ProcessLanes:
     async def _by_any(self, jobs: list[Job]) -> list[Outcome]:
         """By the first process that is idle. Raises LaneDied; EngineFailed; TimeoutError once all callers are gone."""
         number = await self._idle.get()
-        lane = self._lanes[number]
+        while not (lane := self._lanes[number]).alive:
+            self._start_again(number)
+            number = await self._idle.get()
         self._busy += 1
         try:
             async with asyncio.timeout(self._longest_s):

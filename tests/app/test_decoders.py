@@ -241,6 +241,21 @@ def test_a_decoder_that_cannot_be_started_is_no_fault_of_the_image(monkeypatch: 
     play(scene())
 
 
+def test_a_decoder_that_is_stuck_while_it_starts_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "START_S", 0.1)
+    monkeypatch.setattr("app.child_process.ChildProcess.hear", lambda self: asyncio.sleep(10))
+
+    async def scene() -> None:
+        async with opened(decoders=1) as pool:
+            with pytest.raises(InternalError):
+                await pool.decode()
+            assert (pool.pids, pool.losses) == ([], 1)
+            monkeypatch.undo()
+            await pool.decode()
+
+    play(scene())
+
+
 def test_several_http_processes_share_the_services_number_of_decoders() -> None:
     async def scene() -> None:
         async with opened(decoders=4, workers=2) as pool:

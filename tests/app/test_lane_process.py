@@ -41,6 +41,7 @@ class Lane(lane_process._Lane):
 
     def __init__(self, settings: Settings, number: int) -> None:
         (self._socket, self._end), self._connection, self._process = socket.socketpair(), None, self
+        self.ended: int | None = None
         self.engine = Engine()
         self.engines.append(self.engine)
         threading.Thread(target=self._live, args=(self._end,), daemon=True).start()
@@ -52,6 +53,9 @@ class Lane(lane_process._Lane):
         with end, suppress(EOFError, OSError, SystemExit):
             while True:
                 lane_process._serve(stream, self.engine, forward)
+
+    def poll(self) -> int | None:
+        return self.ended
 
     def kill(self) -> None:
         """A thread ends with its socket."""
@@ -194,6 +198,18 @@ def test_a_lone_lane_that_dies_is_started_again_and_its_batch_with_it(engines: l
             engines[0].error = SystemExit(1)
             assert levels(await lane([Job(picture(75), 1)])) == [75]
             assert len(engines) == 2
+
+    play(scene())
+
+
+def test_a_lane_that_died_while_it_was_idle_gets_no_batch(engines: list[Engine]) -> None:
+    async def scene() -> None:
+        async with opened(2) as run:
+            run._lanes[0].ended = -9
+            assert levels(await run.lanes()[0]([Job(picture(75), 1)])) == [75]
+            while len(engines) < 3:
+                await asyncio.sleep(0.001)
+            assert [engine.batches for engine in engines] == [[], [1], []]
 
     play(scene())
 
