@@ -28,14 +28,14 @@ FROM tools AS gpu-packages
 COPY --from=requirements /gpu.txt /
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip --python /opt/nam/bin/python install --requirement /gpu.txt \
- && find /opt/nam/lib -type f \( -path '*/include/*' -o -path '*/cmake/*' -o -name '*.a' -o -name '*.h' \) -delete
+ && find /opt/nam/lib -type f \( -path '*/include/*' -o -path '*/cmake/*' -o -name '*.a' -o -name '*.h' -o -name '*.cuh' \) -delete
 
 # OpenVINO for devices and formats that are never asked for here: this image serves exported graphs on CPUs.
 FROM tools AS cpu-packages
 COPY --from=requirements /cpu.txt /
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip --python /opt/nam/bin/python install --requirement /cpu.txt \
- && find /opt/nam/lib -type f \( -path '*/include/*' -o -path '*/cmake/*' -o -name '*.a' -o -name '*.h' \) -delete \
+ && find /opt/nam/lib -type f \( -path '*/include/*' -o -path '*/cmake/*' -o -name '*.a' -o -name '*.h' -o -name '*.cuh' \) -delete \
  && find /opt/nam/lib -path '*/openvino/libs/*' \( -name 'libopenvino_intel_[gn]pu_*' -o -name cache.json \
        -o -name 'libopenvino_*_frontend.so*' ! -name 'libopenvino_ir_frontend.so*' \) -delete
 

@@ -311,12 +311,13 @@ def _user(process: int) -> int:
 
 
 def _walked(root: Path) -> dict[str, Entry]:
-    found = {}
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
+    found, counted = {}, set()
+    for folder, folders, files in sorted(os.walk(root)):
+        for name in (*sorted(folders), *sorted(files)):
             path = Path(folder, name)
             told = path.lstat()
-            is_file = stat.S_ISREG(told.st_mode)
+            is_file = stat.S_ISREG(told.st_mode) and told.st_ino not in counted  # a file of two names counts once
+            counted.add(told.st_ino)
             size, changed = (told.st_size, int(told.st_mtime)) if is_file else (0, 0)
             found[str(path.relative_to(root))] = Entry(size, stat.S_IMODE(told.st_mode), changed, is_file)
     return {name: entry for name, entry in found.items() if not NOT_OURS.match(name)}
