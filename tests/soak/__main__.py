@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.service import Service, running
-from tests.soak.client import Caller, Lost, Request
+from tests.soak.client import Caller, Lost, Reply, Request
 from tests.soak.traffic import Shot, Traffic, learn
 from tests.soak.watch import Watch
 
@@ -74,12 +74,19 @@ class Soak:
             return
         if reply.status >= 500 or (reply.status != 200 and shot.name not in ("corpus", "bad request")):
             self._note(f"{reply.status}: {shot.name}", reply.body.decode(errors="replace")[:300])
-        elif problem := shot.check(reply):
+        elif problem := _checked(shot, reply):
             self._note(f"wrong answer: {shot.name}", problem)
 
     def _note(self, kind: str, example: str) -> None:
         self.wrong[kind] += 1
         self.examples.setdefault(kind, example)
+
+
+def _checked(shot: Shot, reply: Reply) -> str:
+    try:
+        return shot.check(reply)
+    except Exception as error:
+        return f"{error!r} of {reply.status} {reply.body[:200]!r}"
 
 
 async def soak(service: Service, given: argparse.Namespace) -> dict[str, Any]:

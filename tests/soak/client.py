@@ -53,7 +53,7 @@ class Caller:
         except (OSError, EOFError, TimeoutError) as error:
             self.leave()
             raise Lost(repr(error)) from error
-        if reply.headers.get("connection") == "close" or sending.cancelled():
+        if reply.headers.get("connection") == "close" or sending.cancelled() or sending.exception() is not None:
             self.leave()
         return reply
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from app.bench_command import ProcessTree
-from tests.soak.client import Caller, Request
+from tests.soak.client import Caller, Lost, Request
 
 BLOCKS = 20  # neighbouring samples are alike: the errors are those of so many means
 
@@ -41,7 +41,7 @@ class Watch:
 
     async def run(self, every_s: float) -> None:
         while True:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, Lost):
                 seen = await asyncio.to_thread(self._look)
                 if (device_mb := await self._device_mb()) is not None:
                     seen["device_mb"] = device_mb
@@ -80,7 +80,9 @@ def _count(pid: int, folder: str) -> int:
 
 def slope(at: Iterable[float], values: Iterable[float]) -> Slope:
     """Least squares over the means of blocks."""
-    x, y = (np.array([part.mean() for part in np.array_split(np.array(list(one)), BLOCKS)]) for one in (at, values))
+    whole = [np.array(list(one)) for one in (at, values)]
+    blocks = min(BLOCKS, len(whole[0]))
+    x, y = (np.array([part.mean() for part in np.array_split(one, blocks)]) for one in whole)
     centred = x - x.mean()
     growth = float(centred @ y / (centred @ centred))
     left = y - y.mean() - growth * centred
