@@ -3,10 +3,11 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MINUTES ?= 30
+FUZZ_SECONDS ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format screenshots bench soak gpu image smoke clean
+.PHONY: serve test check format screenshots bench soak fuzz gpu image smoke clean
 
 serve: $(VENV)/.serve
 	$(BIN)/nam serve --host $(HOST) --port $(PORT)
@@ -36,6 +37,10 @@ bench: $(VENV)/.test
 # Mixed traffic, a third of it hostile: nothing is lost, swapped, or grows; writes tests/bench/results/soak.json.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+# Images, bodies and every endpoint, FUZZ_SECONDS each; what is found lies in runs/fuzz.
+fuzz: $(VENV)/.test
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/hostile/test_fuzz.py
 
 # On a CUDA device: the engine's tests, then its figures, tests/bench/results/cuda.json.
 gpu: $(VENV)/.test
