@@ -11,14 +11,14 @@ from app.images import decode
 from app.settings import Settings
 from tests.chaos.service import photo
 
-COUNT = 24
+COUNT = 12
 
 
 @pytest.fixture(scope="module", params=["openvino float32", "openvino auto", "torch float32"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     """``auto`` is bf16 where the CPU multiplies it, and float32 again where it does not."""
     name, dtype = request.param.split()
-    return load_engine(Settings(engine=name, device="cpu", dtype=dtype, lanes=1, max_batch=8))
+    return load_engine(Settings(engine=name, device="cpu", dtype=dtype, lanes=1, max_batch=4))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def probabilities(engine: Engine, pixels: Sequence[np.ndarray], size: int) -> np
     return told
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 4])
 def test_it_is_the_same_to_the_bit_beside_any_neighbours_in_any_place(
     engine: Engine, pixels: list[np.ndarray], size: int
 ) -> None:
@@ -47,7 +47,7 @@ def test_it_is_the_same_to_the_bit_beside_any_neighbours_in_any_place(
     assert len(np.unique(told, axis=0)) == COUNT
 
 
-@pytest.mark.parametrize("size", [2, 5, 8])
+@pytest.mark.parametrize("size", [3, 4])
 def test_it_is_the_same_in_batches_of_any_size(engine: Engine, pixels: list[np.ndarray], size: int) -> None:
     """1e-5 in float32; in bf16 a rounding may fall otherwise (tests/bench/RESULTS.md has what was measured)."""
     apart = np.abs(probabilities(engine, pixels, size) - probabilities(engine, pixels, 1)).max()

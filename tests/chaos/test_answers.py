@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.service import JPEG, Service, photo, running
 
-COUNT = 400
+COUNT = 300
 NEAR = 0.02  # to an image's own probabilities, in bf16; others' are farther off
 Told = list[tuple[int, float]]  # labels and their probabilities
 
@@ -67,7 +67,7 @@ def test_no_caller_gets_anothers_answer(service: Service) -> None:
         alone = np.stack([own(client, image) for image in images])
         apart = np.abs(alone[:, None] - alone[None]).max(2) + np.eye(COUNT)
         chosen = [i for i in range(COUNT) if apart[i].min() > 2 * NEAR]
-        assert len(chosen) > 150
+        assert len(chosen) > 100
         groups = [chosen[start : start + 5] for start in range(0, len(chosen), 5)]
         work = list(itertools.product((predict, batch, attention, arrays), groups))
         random.Random(0).shuffle(work)  # noqa: S311

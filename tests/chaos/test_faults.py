@@ -107,14 +107,14 @@ def test_a_killed_service_that_is_started_again_loses_no_request_of_callers_that
             threading.Event().wait(0.05)
 
     with running(tmp_path, FAULTY) as one, ThreadPoolExecutor(8) as callers:
-        for number in range(300):
+        for number in range(150):
             callers.submit(insist, number)
         until(lambda: len(answered) > 50)
         one.process.kill()
         one.process.wait()
         with running(tmp_path, FAULTY, port=one.port):
             callers.shutdown()
-    assert answered == [True] * 300
+    assert answered == [True] * 150
 
 
 def test_a_full_disk_for_the_log_stops_nobody(tmp_path: Path) -> None:
