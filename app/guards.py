@@ -86,7 +86,7 @@ class Admitted:
     ``deadline``: an instant of ``time.monotonic()``. Raises Draining, NotReady, Overloaded, BadParameter, BodyTooLarge.
     """
 
-    __slots__ = ("_held", "_seen", "_services", "deadline")
+    __slots__ = ("_answer", "_held", "_seen", "_services", "deadline")
 
     def __init__(self, services: Services, headers: Headers) -> None:
         _refuse_if_unfit(services)
@@ -102,6 +102,12 @@ class Admitted:
         self._seen += count
         self._reserve(self._seen)
 
+    def hold(self, count: int) -> None:
+        """So many bytes of an answer, until it is read: many callers together must not have more of them in memory than
+        of bodies. Raises Overloaded."""
+        self._hold(count)
+        self._answer += count
+
     def patience(self) -> tuple[float, type[ServiceError]]:
         """The instant by which the next piece of the body must come, and what it is where it does not."""
         idle_until = time.monotonic() + self._services.settings.body_idle_ms / 1000
@@ -116,14 +122,16 @@ class Admitted:
         """Hold so many bytes in all."""
         if total <= self._held:
             return
-        settings, load = self._services.settings, self._services.load
-        if total > settings.max_body_bytes:
-            raise BodyTooLarge(f"The body is larger than {settings.max_body_bytes} bytes.")
-        more = total - self._held
-        if load.all_body_bytes + more > settings.max_inflight_bytes:
-            raise Overloaded("The service holds as many bytes of bodies as it may.")
-        load.body_bytes += more
+        if total > (most := self._services.settings.max_body_bytes):
+            raise BodyTooLarge(f"The body is larger than {most} bytes.")
+        self._hold(total - self._held)
         self._held = total
+
+    def _hold(self, more: int) -> None:
+        load = self._services.load
+        if load.all_body_bytes + more > self._services.settings.max_inflight_bytes:
+            raise Overloaded("The service holds as many bytes of bodies and answers as it may.")
+        load.body_bytes += more
 
 
 def begin_trace(services: Services, method: str, path: str, route: str | None, headers: Headers) -> Trace | None:

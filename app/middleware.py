@@ -123,9 +123,7 @@ class _Exchange:
     def _account(self, seconds: float) -> None:
         services, route = _services(self.scope), self.route or "other"
         told = {"received": self.received, "sent": self.sent}
-        guards.account(
-            services, self.scope["method"], route, self.status, seconds, self.id, **told, trace=self.trace
-        )
+        guards.account(services, self.scope["method"], route, self.status, seconds, self.id, **told, trace=self.trace)
 
 
 class Keys:
@@ -171,7 +169,7 @@ class Admission:
             await self.app(scope, receive, send)
             return
         admitted = guards.Admitted(_services(scope), guards.by_name(scope["headers"]))
-        scope["state"]["deadline"] = admitted.deadline
+        scope["state"]["deadline"], scope["state"]["hold"] = admitted.deadline, admitted.hold
         try:
             await self.app(scope, _Body(admitted, receive).receive, send)
         finally:
