@@ -84,7 +84,7 @@ def load_split(
         if not path.exists():
             _pack(read, chosen, size, crop, path)
     # Copy on write: torch wants a writable array, and nothing is ever written back.
-    pixels = torch.from_numpy(np.load(path, mmap_mode="c"))
+    pixels = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
     return Split(pixels, torch.tensor([labels[i] for i in chosen], dtype=torch.int64), classes)
 
 
