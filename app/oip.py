@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"], generate_u
 WORK = ("/v2/models/{name}/infer", "/v2/models/{name}/explain")
 
 PROBABILITIES = "probabilities"
+_BYTES_A_NUMBER = 4 + 13  # of a map, in memory as fp32 and as JSON, until the answer is read
 # What explain tells of a block: of the checkpoint (C,); of n images (n,), and (n, H, W).
 PARTS: dict[str, Callable[[Block, list[BlockAttention]], Floats]] = {
     "weights": lambda block, _: block.weights,
@@ -150,6 +151,8 @@ async def explain(request: Request, services: OfModel) -> Response:
     of_blocks = [f"{block.name}/{part}" for block in card.blocks for part in PARTS]
     outputs = _outputs(asked, [PROBABILITIES, *of_blocks], len(card.labels))
     blocks = frozenset(output.name.rpartition("/")[0] for output in outputs if output.name != PROBABILITIES)
+    numbers = sum(block.height * block.width for block in card.blocks if block.name in blocks)
+    request.state.hold(_BYTES_A_NUMBER * len(images) * numbers)
     served = await _serve(request, services, images, AttentionAsk(blocks, top_channels=0))
     return await _answer(request, services, asked.id, card.notes, outputs, served)
 

@@ -1,14 +1,16 @@
 """What a connection may cost that asks for nothing, or not at once: bounded in time, in bytes, in number."""
 
+import base64
 import socket
 import threading
 import time
 from contextlib import ExitStack
 
 import httpx2
+import orjson
 import pytest
 
-from tests.app.test_protocol import PNG, Server, answers, connected, head, listening, read_all
+from tests.app.test_protocol import PNG, answers, connected, head, listening, read_all
 from tests.fakes import picture, until
 
 IMAGE = picture(50)
@@ -119,13 +121,18 @@ def test_connections_are_of_bounded_number_and_those_that_are_held_go_on() -> No
         assert httpx2.post(server.url + "/predict", content=IMAGE, headers=PNG).status_code == 200
 
 
-def test_many_that_do_not_read_a_large_answer_hold_bounded_memory() -> None:
+@pytest.mark.parametrize("path", ["/attention?format=npz", "/v2/models/fake/explain"])
+def test_many_that_do_not_read_a_large_answer_hold_bounded_memory(path: str) -> None:
     with listening(max_inflight_bytes=4000) as server:
-        assert serve_attention(server) == 200
-        server.load.body_bytes += 3900
-        assert serve_attention(server) == 503
-        server.load.body_bytes -= 3900
+        body = explained() if "explain" in path else IMAGE
+        answers = []
+        for held in (0, 3900 - len(body), 0):
+            server.load.body_bytes += held
+            answers.append(httpx2.post(server.url + path, content=body, headers=PNG).status_code)
+            server.load.body_bytes -= held
+        assert answers == [200, 503, 200]
 
 
-def serve_attention(server: Server) -> int:
-    return httpx2.post(server.url + "/attention?format=npz", content=IMAGE, headers=PNG).status_code
+def explained() -> bytes:
+    data = [base64.b64encode(IMAGE).decode()]
+    return orjson.dumps({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": data}]})
