@@ -1,12 +1,13 @@
 """Ray Serve: the same application on more than one machine. Ray's proxies speak HTTP and deal requests out to replicas;
 a replica is the whole service in one process of Ray's, with its own queue and its own engine.
 
-    serve run --non-blocking app.ray_serve:build replicas=2 gpus=1                       # deploy
-    serve run --non-blocking app.ray_serve:build replicas=2 gpus=1 weights=new           # other weights, one replica
-                                                                                         # after the other
+    serve deploy app.ray_serve:build replicas=2 gpus=1
+    serve deploy app.ray_serve:build replicas=2 gpus=1 weights=/weights/new.safetensors    # one replica after the other
 
-Settings are those of ``NAM_*`` where ``build`` runs, in the shell of ``serve run``: every replica gets them from there,
-a weights file has to lie at that path on every machine. Arguments say what Ray alone needs to know.
+Settings are those of ``NAM_*`` where ``build`` runs: on a machine of the cluster, in the environment of its ``ray start``
+and of ``serve deploy --runtime-env-json '{"env_vars": {...}}'``; with ``serve run``, in that of the shell. All replicas
+get them from there. A weights file has to lie at that path on every machine. Arguments say what Ray alone needs to know.
+To change what is served, ``serve deploy``: ``serve run`` ends the whole service where a change fails.
 
 What changes behind Ray's proxy:
 
@@ -36,6 +37,7 @@ from app.lane_process import open_run
 from app.main import create_app
 from app.services import OpenRun, lanes_here
 from app.settings import Settings
+from nam.files import SHIPPED_SHA256, verified
 
 # Ray's look at whether requests are left, every two seconds, then our last batch and the end of the lanes.
 ENDING_S = 5.0
@@ -97,9 +99,17 @@ class BehindProxy:
 
 
 def build(arguments: Arguments) -> Application:
-    """The application that Ray deploys."""
+    """The application that Ray deploys. Raises WeightsError before anything is: what is served goes on."""
     settings = Settings() if arguments.weights is None else Settings(weights=arguments.weights)
-    return deployment(arguments, settings).bind(within(arguments, settings))
+    return deployment(arguments, settings).bind(within(arguments, pinned(settings)))
+
+
+def pinned(settings: Settings) -> Settings:
+    """These weights and no others: a machine that has another file there starts no replica, and another file at the
+    same place is other weights. Raises WeightsError."""
+    file, sha256 = verified(settings.weights, settings.weights_sha256)
+    weights = settings.weights if settings.weights in SHIPPED_SHA256 else str(file.resolve())
+    return settings.model_copy(update={"weights": weights, "weights_sha256": sha256})
 
 
 def within(arguments: Arguments, settings: Settings) -> Settings:

@@ -56,7 +56,7 @@ APP: dict[str, set[str]] = {
     "render": {"engine", "forward", "images", "schemas", "nam.figure"},
     "page": {"errors"},
     "protocol": {"batching", "errors", "forward", "guards", "schemas", "services", "serving", "trace", "uploads"},
-    "ray_serve": {"guards", "lane_process", "logs", "main", "services", "settings"},
+    "ray_serve": {"guards", "lane_process", "logs", "main", "services", "settings", "nam.files"},
     "remote": {"batching", "engine", "errors", "forward", "messages", "services", "wire"},
     "server": {"board", "main", "protocol", "services", "settings"},
     "services": {

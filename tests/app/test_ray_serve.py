@@ -1,5 +1,7 @@
 """What Ray is told of a replica, and what a replica tells Ray; tests/e2e/test_ray.py has Ray itself."""
 
+import hashlib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,6 +11,7 @@ from starlette.testclient import TestClient
 from app.errors import Draining, NotReady
 from app.forward import Forward
 from app.settings import Settings
+from nam.files import WeightsError
 from tests.fakes import FakeEngine, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")  # Ray's
@@ -43,6 +46,21 @@ def test_a_replica_stays_within_its_share(ray_serve: ModuleType) -> None:
 def test_what_was_set_wins_over_the_share(ray_serve: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAM_LANES", "5")
     assert ray_serve.within(ray_serve.Arguments(cpus=3), Settings()).lanes == 5
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_changes(ray_serve: ModuleType) -> None:
+    with pytest.raises(WeightsError, match="nowhere"):
+        ray_serve.build(ray_serve.Arguments(weights="nowhere"))
+
+
+def test_every_replica_has_the_very_file_or_none(
+    ray_serve: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("new.safetensors").write_bytes(b"anything")
+    ours = ray_serve.pinned(Settings(weights="new.safetensors"))
+    assert ours.weights == str(tmp_path / "new.safetensors")
+    assert ours.weights_sha256 == hashlib.sha256(b"anything").hexdigest()
 
 
 def test_ray_sends_what_a_replica_admits_and_lets_it_drain(ray_serve: ModuleType) -> None:
