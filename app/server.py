@@ -70,7 +70,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self, now: float) -> None:
         for connection in self.server_state.connections:
-            if connection.cycle is not None:
+            if isinstance(connection, Protocol) and connection.cycle is not None:
                 connection.cycle.keep_alive = False
         if self._gone_by == math.inf and (not self._load.requests or now > self._drained_by):
             self._gone_by = now + _LINGER_S
