@@ -4,10 +4,10 @@ a replica is the whole service in one process of Ray's, with its own queue and i
     serve deploy app.ray_serve:build replicas=2 gpus=1
     serve deploy app.ray_serve:build replicas=2 gpus=1 weights=/weights/new.safetensors    # one replica after the other
 
-Settings are those of ``NAM_*`` where ``build`` runs: on a machine of the cluster, in the environment of its ``ray start``
-and of ``serve deploy --runtime-env-json '{"env_vars": {...}}'``; with ``serve run``, in that of the shell. All replicas
-get them from there. A weights file has to lie at that path on every machine. Arguments say what Ray alone needs to know.
-To change what is served, ``serve deploy``: ``serve run`` ends the whole service where a change fails.
+Settings are those of ``NAM_*`` where ``build`` runs: on a machine of the cluster, in the environment of its
+``ray start`` and of ``serve deploy --runtime-env-json '{"env_vars": {...}}'``; with ``serve run``, in the shell's. All
+replicas get them from there. A weights file has to lie at that path on every machine. Arguments say what Ray alone has
+to know. To change what is served, ``serve deploy``: ``serve run`` ends the whole service where a change fails.
 
 What changes behind Ray's proxy:
 
