@@ -18,7 +18,7 @@ from app.errors import BadParameter, BadRequest, TooManyImages
 from app.forward import Decoded
 from app.images import Picture
 from app.oip_schemas import InferRequest, RequestInput, infer_request
-from app.uploads import from_base64
+from app.uploads import MOST_VALUES, from_base64, parsed
 
 HEADER = "Inference-Header-Content-Length"
 _JSON, _RAW = "application/json", "application/octet-stream"
@@ -33,7 +33,7 @@ def read(body: bytes, json_length: str | None, size: int, most: int) -> tuple[In
     Raises BadRequest for what is no such request, BadParameter for another tensor than the model's, TooManyImages.
     """
     length = _json_length(json_length, len(body))
-    asked = infer_request(_json_of(body[:length]))
+    asked = infer_request(_json_of(body[:length], MOST_VALUES + most * size * size * 4))
     (tensor,) = asked.inputs
     raw = memoryview(body)[length:]
     if len(raw) != (tensor.parameters.binary_data_size or 0):
@@ -67,9 +67,9 @@ def _json_length(sent: str | None, whole: int) -> int:
     return int(sent)
 
 
-def _json_of(text: bytes) -> Any:
+def _json_of(text: bytes, values: int) -> Any:
     try:
-        return orjson.loads(text)
+        return parsed(text, values)
     except orjson.JSONDecodeError:
         raise BadRequest(f"The body is no JSON; where more follows the JSON, {HEADER} tells its length.") from None
 

@@ -19,6 +19,9 @@ _JSON = "application/json"
 _FORM = "multipart/form-data"
 _MAX_FIELDS = 16  # that are no files; none is used, a browser's form may have some
 
+# Values in JSON that is not of tensors, where 32 images are some: 20 MB of nothing but lists would be half a gigabyte,
+# and hold the interpreter for a second.
+MOST_VALUES = 100_000
 # JSON larger than this is parsed in a thread: 20 MB would hold the event loop for a tenth of a second and more.
 LONG = 2**16
 
@@ -88,9 +91,19 @@ def _list(body: bytes, most: int) -> list[bytes | BadRequest]:
 
 def _member(body: bytes, name: str) -> Any:
     try:
-        return orjson.loads(not_empty(body))[name]
+        return parsed(not_empty(body))[name]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise BadRequest(f'The body is not a JSON object with a member "{name}".') from error
+
+
+def parsed(body: bytes, most: int = MOST_VALUES) -> Any:
+    """JSON of at most so many values, by its commas and brackets: base64 and numbers have none.
+
+    Raises BadRequest where there may be more, orjson.JSONDecodeError.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > most:
+        raise BadRequest(f"The JSON has more than {most} commas and brackets.")
+    return orjson.loads(body)
 
 
 def from_base64(text: Any) -> bytes:
