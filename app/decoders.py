@@ -112,14 +112,14 @@ class Decoders:
         return decoder
 
     async def _by(self, decoder: ChildProcess, image: bytes, size: int, deadline: float) -> _Outcome | None:
-        """None where the decoder died."""
+        """None where the decoder died, or its answer is no picture and no refusal."""
         outcome: _Outcome | None = None
         try:
             async with asyncio.timeout_at(min(time.monotonic() + self._seconds, deadline + GRACE_S)):
                 outcome = _taken(await decoder.ask({"size": size}, [image]), size)
-        except (ConnectionError, TimeoutError) as error:
+        except Exception as error:  # it takes too long, is gone, or its answer is none
+            decoder.kill()
             if isinstance(error, TimeoutError):
-                decoder.kill()
                 outcome = BadImage(f"Decoding the image takes longer than {self._seconds:g} s.")
             digest = hashlib.sha256(image).hexdigest()[:12]
             await self._lose(decoder, f"over an image of {len(image)} bytes, sha256 {digest}...")

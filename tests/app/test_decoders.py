@@ -17,7 +17,7 @@ from app.decoders import Decoders
 from app.errors import BadImage, DeadlineExceeded, ImageTooLarge, InternalError, UnsupportedMediaType
 from app.forward import Decoded, timed_decode
 from app.settings import Settings
-from tests.chaos.faulty_decoder import CRASH, GROW, HANG, Faulty
+from tests.chaos.faulty_decoder import CRASH, GROW, HANG, LIE, Faulty
 from tests.fakes import CARD, picture
 
 GOOD = picture(100)
@@ -124,6 +124,18 @@ def test_whoever_crashes_two_decoders_is_refused_and_its_neighbours_are_answered
                 await bad
             assert pool.losses == 2
             assert caplog.text.count("a decoder ended by SIGSEGV over an image of") == 2
+
+    play(scene())
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_decoder_that_answers_nonsense_is_done_with() -> None:
+    async def scene() -> None:
+        async with opened() as pool:
+            with pytest.raises(BadImage):
+                await pool.decode(GOOD + LIE)
+            assert (pool.pids, pool.losses) == ([], 2)
+            await pool.decode()
 
     play(scene())
 

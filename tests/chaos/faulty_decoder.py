@@ -1,17 +1,18 @@
-"""A decoder that images can hurt, by what follows their end: it crashes in C, is stuck there, or takes memory. And the
-service around it, ``python -m tests.chaos.faulty_decoder serve``."""
+"""A decoder that images can hurt, by what follows their end: it crashes in C, is stuck there, takes memory, or answers
+nonsense. And the service around it, ``python -m tests.chaos.faulty_decoder serve``."""
 
 import ctypes
 import itertools
 import sys
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 from app import decode_process, decoders
 from app.child_process import ChildProcess
 from app.images import Picture, decode
 
-CRASH, HANG, GROW = b"crash", b"hang", b"grow"
+CRASH, HANG, GROW, LIE = b"crash", b"hang", b"grow", b"lie"
 
 
 class Faulty(ChildProcess):
@@ -29,7 +30,8 @@ def hurt(image: memoryview, **options: Any) -> Picture:
         deque(itertools.repeat(None), maxlen=0)  # no signal that Python handles gets through
     if data.endswith(GROW):
         bytearray(2**40)
-    return decode(image, **options)
+    picture = decode(image, **options)
+    return replace(picture, pixels=picture.pixels[:, 1:].copy()) if data.endswith(LIE) else picture
 
 
 def main() -> int:
