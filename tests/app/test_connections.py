@@ -100,6 +100,28 @@ def test_a_body_that_trickles_under_the_pause_ends_at_the_deadline() -> None:
         assert (server.load.requests, server.load.body_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/attention"], ids=["the short way", "the endpoint"])
+def test_who_is_still_sending_reads_the_refusal_that_ends_the_connection(path: str) -> None:
+    """Closed at once, with bytes unread, the kernel would reset it, and the answer be gone."""
+    with listening(body_idle_ms=200) as server, connected(server) as connection:
+        connection.sendall(head(1000).replace(b"/predict", path.encode()) + b"some")
+        threading.Event().wait(0.4)
+        connection.sendall(b"more")
+        threading.Event().wait(0.05)
+        connection.sendall(b"and more")
+        assert answers(connection, 1)[0][0] == 408
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("path", ["/predict", "/attention", "/healthz"])
+def test_while_it_drains_every_answer_is_the_last_of_its_connection(path: str) -> None:
+    with listening() as server, connected(server) as connection:
+        server.load.draining = True
+        connection.sendall(head(len(IMAGE)).replace(b"/predict", path.encode()) + IMAGE)
+        assert answers(connection, 1)[0][0] == (405 if path == "/healthz" else 503)
+        assert connection.recv(1) == b""
+
+
 def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection() -> None:
     """Less than the transport's high-water mark is unread, so that nothing is paused."""
     with listening(body_idle_ms=200) as server, connected(server) as connection:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bench_command import ProcessTree
+from app.bench_command import ProcessTree, _pss_kb
 from tests.soak.client import Caller, Lost, Request
 
+# By a word of their command lines, the first that fits.
+PARTS = {"app.lane_process": "pss_mb, lanes", "app.decode_process": "pss_mb, decoders", "": "pss_mb, the rest"}
 BLOCKS = 20  # neighbouring samples are alike: the errors are those of so many means
 
 
@@ -56,9 +58,13 @@ class Watch:
 
     def _look(self) -> dict[str, float]:
         pids = self._tree.pids()
+        by_part: dict[str, float] = dict.fromkeys(PARTS.values(), 0.0)
+        for pid in pids:
+            by_part[_part(pid)] += _pss_kb(pid) / 1024
         return {
             "at": time.monotonic() - self._began,
-            "pss_mb": self._tree.pss_mb(),
+            "pss_mb": sum(by_part.values()),
+            **by_part,
             "files": sum(_count(pid, "fd") for pid in pids),
             "threads": sum(_count(pid, "task") for pid in pids),
             "processes": len(pids),
@@ -69,6 +75,14 @@ class Watch:
         text = (await self._caller.ask(Request("GET", "/metrics"))).body.decode()
         told = [line for line in text.splitlines() if line.startswith("nam_device_memory_bytes") and "reserved" in line]
         return float(told[0].rpartition(" ")[2]) / 2**20 if told else None
+
+
+def _part(pid: int) -> str:
+    try:
+        told = Path("/proc", str(pid), "cmdline").read_text()
+    except OSError:  # it ended
+        told = ""
+    return next(part for word, part in PARTS.items() if word in told)
 
 
 def _count(pid: int, folder: str) -> int:
