@@ -94,6 +94,21 @@ def test_the_accepted_formats_are_told(path: Path) -> None:
     assert all(name.lower() in row[1].lower() for name in ACCEPTED)
 
 
+@BOTH
+def test_every_promise_names_its_test_and_its_settings(path: Path) -> None:
+    promises = [row for row in rows(path) if row[-1].startswith("`tests/") and len(row) == 3]
+    assert len(promises) >= 20
+    for _, limit, told in promises:
+        file, name = told.strip("`").split("::")
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), told
+        assert set(re.findall(r"NAM_(\w+)", limit)) <= {name.upper() for name in Settings.model_fields}
+
+
+def test_both_languages_make_the_same_promises() -> None:
+    english, chinese = ([row[-1] for row in rows(path) if row[-1].startswith("`tests/")] for path in (ENGLISH, CHINESE))
+    assert english == chinese
+
+
 def test_both_languages_show_the_same_examples() -> None:
     english, chinese = (re.findall(r"```(?:sh|json)\n(.*?)```", text(path), re.S) for path in (ENGLISH, CHINESE))
 
