@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import Ask
+from app.engine import Ask, OutOfMemory
 from app.torch_engine import TorchEngine
 from tests.app.test_torch_engine import CONFIG, images, look, weights_file
 
@@ -75,3 +75,17 @@ def test_bf16_gates_are_exact_on_cuda(tmp_path: Path, engines: tuple[TorchEngine
     (pixels,) = images(1)
     (exact,), (near,) = (engine([Ask(pixels, 5, look(rough))]) for engine in (engines[0], rough))
     assert near.blocks[0].std == pytest.approx(exact.blocks[0].std, rel=0.01)
+
+
+def test_a_device_without_memory_is_told_in_our_word_and_recovers(engines: tuple[TorchEngine, TorchEngine]) -> None:
+    _, cuda = engines
+    asks = [Ask(p, 5, look(cuda, effects=True)) for p in images(4)]
+    cuda(asks)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.0)
+    try:
+        with pytest.raises(OutOfMemory):
+            cuda(asks)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(cuda(asks)) == 4
