@@ -60,7 +60,7 @@ def bodies(data: bytes) -> None:
         return {"type": "http.request", "body": body, "more_body": False}
 
     for read in (uploads.read_image, lambda request: uploads.read_images(request, 4)):
-        request = Request({"type": "http", "headers": [(b"content-type", media_type)]}, receive)
+        request = Request({"type": "http", "app": None, "headers": [(b"content-type", media_type)]}, receive)
         try:
             asyncio.run(read(request))
         except ServiceError:

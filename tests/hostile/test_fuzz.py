@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from schemathesis.checks import CHECKS
 
 from tests.hostile.conftest import Target
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "3"))
 ROOT = Path(__file__).parents[2]
+set_hypothesis_home_dir(ROOT / "runs" / "hypothesis")  # which it would make where it is run
 # What the document promises of every answer. Not asked: that whatever fits the schema is accepted; bytes are no image.
 PROMISED = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 

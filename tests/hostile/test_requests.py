@@ -13,8 +13,9 @@ import pytest
 
 from app.errors import ERRORS
 from tests.e2e.conftest import start
-from tests.hostile.attempts import GONE, Attempt, attempts, jpeg, request
+from tests.hostile.attempts import attempts
 from tests.hostile.conftest import Target
+from tests.hostile.messages import GONE, Attempt, jpeg, request
 
 LONGEST_S = 12.0  # a trickle of six seconds, and what else the two cores have to do
 CODES = {error.code: error.status for error in ERRORS}
