@@ -39,6 +39,8 @@ NOT_KEPT = (b"cache-control", b"no-store")
 
 # nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
 CLIENT_GONE = 499
+# What the arguments of a request's line are called, where it is an object.
+_LINE = {"names": ("method", "route", "status", "ms", "request_id")}
 # Probes come all day long and say nothing: no spans of them.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 # How much longer than expected a wait may become before an accepted request misses its deadline.
@@ -156,9 +158,8 @@ def account(
     """The request's line in the log, its place in the metrics, its spans. ``received``, ``sent``: bytes of bodies."""
     services.metrics.on_request(route, status, seconds, received, sent)
     if logger.isEnabledFor(logging.INFO):
-        fields = {"method": method, "route": route, "status": status, "ms": round(1000 * seconds, 3)}
-        line = "%s %s %d %.1f ms %s"
-        logger.info(line, method, route, status, 1000 * seconds, id_, extra=fields | log_fields(id_, trace))
+        extra = _LINE if trace is None else {**_LINE, "trace_id": trace.id}
+        logger.info("%s %s %d %.1f ms %s", method, route, status, 1000 * seconds, id_, extra=extra)
     if trace is not None:
         trace.end(status, received, sent)
 

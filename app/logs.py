@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-# What a line may have beside its message, each where it is known.
-FIELDS = ("method", "route", "status", "ms", "request_id", "trace_id")
+# What a line about a request has beside its message, each where it is known.
+FIELDS = ("request_id", "trace_id")
 
 
 def configure(level: str, form: str = "line") -> None:
@@ -31,8 +31,8 @@ def configure(level: str, form: str = "line") -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, those of :data:`FIELDS` that the line has, and of
-    an error its traceback as ``exception``."""
+    """``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, those of :data:`FIELDS` that the line has, its
+    arguments where it has ``names`` for them, and of an error its traceback as ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
@@ -41,7 +41,15 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if isinstance(record.args, tuple):
+            told |= {
+                name: _plain(value) for name, value in zip(getattr(record, "names", ()), record.args, strict=False)
+            }
         told |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(told, default=str).decode()
+
+
+def _plain(value: object) -> object:
+    return round(value, 3) if isinstance(value, float) else value

@@ -121,5 +121,5 @@ def test_a_sink_that_fails_costs_no_answer(
 
 def test_what_is_no_json_is_told_in_words(sink: Sink) -> None:
     logs.configure("info", "json")
-    logging.getLogger("nam.test").info("%s", {1, 2}, extra={"route": object})
-    assert lines(sink, "nam.test")[0]["route"] == "<class 'object'>"
+    logging.getLogger("nam.test").info("%s", {1, 2}, extra={"request_id": object})
+    assert lines(sink, "nam.test")[0]["request_id"] == "<class 'object'>"
