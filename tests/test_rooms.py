@@ -34,8 +34,8 @@ APP: dict[str, set[str]] = {
     "decode_process": {"errors", "images", "logs", "messages"},
     "decoders": {"child_process", "cores", "engine", "errors", "forward", "images", "messages", "settings"},
     "lane_process": {
-        *("batching", "child_process", "choice", "cores", "decoders", "engine", "errors", "forward", "logs", "messages"),
-        *("settings", "wire"),
+        *("batching", "child_process", "choice", "cores", "decoders", "engine", "errors", "forward", "logs"),
+        *("messages", "settings", "wire"),
     },
     "http_answer": set(),
     "limits": {"errors"},
