@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -154,6 +155,7 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("tests/bench/results/soak.json"))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending the service
     settings = {"NAM_LOG_LEVEL": "warning"}
     settings |= {name: value for name, value in os.environ.items() if name.startswith("NAM_")}
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), **settings) as service:
