@@ -333,10 +333,10 @@ def engine() -> Engine:
 
 
 def waited(reached: Callable[[], object], seconds: float) -> float:
-    """Seconds until ``reached()`` is true. Raises TimeoutError where it is not in time."""
+    """Seconds until ``reached()`` is true. Raises SystemExit where it is not in time."""
     began = time.monotonic()
     while not reached():
         if time.monotonic() - began > seconds:
-            raise TimeoutError(f"not within {seconds} s")
+            raise SystemExit(f"FAILED: not within {seconds} s")
         time.sleep(0.02)
     return time.monotonic() - began
