@@ -79,7 +79,6 @@ class DrainingServer(uvicorn.Server):
         if now > self._gone_by or (self._gone_by < math.inf and not self.server_state.connections):
             self.should_exit = True
 
-
     async def _close(self, server: asyncio.Server) -> None:
         """Without those who wait to be accepted, the kernel would reset their connections."""
         listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
