@@ -117,7 +117,9 @@ def test_nobody_outlives_a_supervisor_that_is_killed(two: Process) -> None:
     until(lambda: gone(everyone))
 
 
-def test_lanes_that_are_killed_are_started_again_and_nobody_loses_an_answer(tmp_path: Path, photos: dict[str, Path]) -> None:
+def test_lanes_that_are_killed_are_started_again_and_nobody_loses_an_answer(
+    tmp_path: Path, photos: dict[str, Path]
+) -> None:
     running, image = start(tmp_path), photos["espresso"].read_bytes()
     lanes = members(running, "lane_process")
     assert len(lanes) == usable_cores()
