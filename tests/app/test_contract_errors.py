@@ -296,6 +296,7 @@ def test_what_outlives_the_drain_is_told_so() -> None:
             task = asyncio.create_task(serving.client.app(_scope(serving), receive, send))
             while not serving.engine.batches:
                 await asyncio.sleep(0.001)
+            serving.load.draining = True
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
