@@ -156,7 +156,8 @@ async def _watch_memory(run: Run, metrics: Metrics) -> None:
         await asyncio.sleep(MEMORY_EVERY_S)
 
 
-def _of_request(request: Request) -> Services:
+async def _of_request(request: Request) -> Services:
+    """Not a plain function: those FastAPI runs in a thread."""
     return cast(Services, request.state.services)
 
 
