@@ -108,7 +108,7 @@ class FakeDecoders:
         """Threads end by themselves."""
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait for what must come; AssertionError where it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -37,7 +37,7 @@ def dribble(connection: socket.socket, piece: bytes, every_s: float, most: int) 
 def test_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
     with listening(body_idle_ms=200) as server, connected(server) as connection:
         connection.sendall(begun)
-        assert seconds_until_closed(connection) < 1
+        assert seconds_until_closed(connection) < 5
 
 
 @pytest.mark.parametrize("line", [b"x-more: 1\r\n", b"\r\n"], ids=["lines", "empty lines"])
@@ -49,7 +49,7 @@ def test_a_head_that_trickles_is_cut(kept: bool, line: bytes) -> None:
             assert answers(connection, 1)[0][0] == 200
         if line.strip():
             connection.sendall(b"POST /predict HTTP/1.1\r\n")
-        assert dribble(connection, line, 0.05, 40) < 15
+        assert dribble(connection, line, 0.05, 100) < 60
 
 
 def test_a_head_without_an_end_is_of_bounded_size() -> None:
@@ -71,7 +71,7 @@ def test_the_rest_of_a_refused_body_is_read_for_so_long_only(path: str) -> None:
     with listening(body_idle_ms=300, max_body_bytes=1000) as server, connected(server) as connection:
         connection.sendall(head(10**9).replace(b"/predict", path.encode()))
         assert answers(connection, 1)[0][0] == 413
-        assert dribble(connection, b"x", 0.05, 40) < 15
+        assert dribble(connection, b"x", 0.05, 100) < 60
 
 
 @pytest.mark.parametrize("path", ["/predict", "/attention", "/nowhere"])
@@ -93,9 +93,9 @@ def test_a_refused_body_that_was_whole_leaves_the_next_request_its_time() -> Non
 
 
 def test_a_body_that_trickles_under_the_pause_ends_at_the_deadline() -> None:
-    with listening(body_idle_ms=300, timeout_ms=600) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000, timeout_ms=1500) as server, connected(server) as connection:
         connection.sendall(head(1000))
-        dribble(connection, b"x", 0.1, 8)
+        dribble(connection, b"x", 0.1, 20)
         assert answers(connection, 1)[0][0] == 504
         assert (server.load.requests, server.load.body_bytes) == (0, 0)
 
@@ -126,16 +126,17 @@ def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection() -> Non
     """Less than the transport's high-water mark is unread, so that nothing is paused."""
     with listening(body_idle_ms=200) as server, connected(server) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        until(lambda: server.connections() == 1)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        until(lambda: server.connections() == 0, 5)
+        until(lambda: server.connections() == 0)
 
 
 def test_connections_are_of_bounded_number_and_those_that_are_held_go_on() -> None:
     with listening(max_connections=5) as server, ExitStack() as stack:
         held = [stack.enter_context(connected(server)) for _ in range(5)]
         until(lambda: server.connections() == 5)
-        assert seconds_until_closed(stack.enter_context(connected(server))) < 1
+        assert seconds_until_closed(stack.enter_context(connected(server))) < 5
         held[3].sendall(head(len(IMAGE)) + IMAGE)
         assert answers(held[3], 1)[0][0] == 200
         held.pop().close()

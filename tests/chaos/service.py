@@ -96,7 +96,7 @@ def running(folder: Path, command: tuple[str, ...] = NAM, **options: object) -> 
         service.process.wait()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"

@@ -91,7 +91,7 @@ def test_without_a_device_or_a_batcher_it_turns_red_and_ends_with_its_code(
     released.set()
     slow.join()
     assert (told[0].status_code, told[0].json()["code"]) == (503, "not_ready")
-    assert doomed.process.wait(10) == FAILED
+    assert doomed.process.wait(30) == FAILED
     with running(doomed.log.parent, FAULTY, port=doomed.port) as again:
         assert good(again)
 

@@ -46,7 +46,7 @@ class Collector(ThreadingHTTPServer):
     def named(self, *names: str) -> list[Span]:
         return [span for span in self.spans if span.name in names]
 
-    def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, sorted(span.name for span in self.spans)
@@ -138,7 +138,7 @@ def nobody_waits_for(collector: Collector, running: Process, image: bytes) -> No
     collector.server_close()
     answers = [httpx2.post(running.url + "/predict", content=image, headers=HEADERS) for _ in range(10)]
     assert {answer.status_code for answer in answers} == {200}
-    assert ended(running) < 8
+    assert ended(running) < 15  # OpenTelemetry's own patience is 30
 
 
 def size(span: Span) -> int:

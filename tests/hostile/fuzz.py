@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, seed in enumerate(seeds(target)):
             (Path(folder) / f"{number:04}").write_bytes(seed)
-        own = [f"-artifact_prefix={FINDINGS}/{target}-", "-timeout=5", "-rss_limit_mb=2048", "-max_len=32768", folder]
+        own = [f"-artifact_prefix={FINDINGS}/{target}-", "-timeout=15", "-rss_limit_mb=2048", "-max_len=32768", folder]
         atheris.Setup([sys.argv[0], *flags, *own], TARGETS[target], custom_mutator=mutate)
         atheris.Fuzz()
 
