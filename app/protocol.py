@@ -60,15 +60,16 @@ class Protocol(HttpToolsProtocol):
         return self._services.settings.body_idle_ms / 1000
 
     def on_headers_complete(self) -> None:
-        self._in_body = True
         self._forget_unasked()
         self._unset_keepalive_if_required()  # an answer within these same bytes has set it
         headers = guards.by_name(self.headers)
         if self._is_usual(headers):
             self.exchange = self.cycle = _Exchange(self, self._services)  # type: ignore[assignment]
+            self._in_body = True
             self.exchange.begin(headers)
         else:
-            super().on_headers_complete()
+            super().on_headers_complete()  # raises where the head is none: the request before it is the last then
+            self._in_body = True
             self.cycle.transport = cast(asyncio.Transport, _Outlet(self))
             if self._services.load.draining:
                 self.cycle.keep_alive = False
@@ -115,6 +116,7 @@ class Protocol(HttpToolsProtocol):
         elif not self._last_answered:
             self._last_answered = True
             self._limit_unasked()
+            self.flow.resume_reading()  # which waited for an application that would read the body
             self.transport.write_eof()
 
     def timeout_keep_alive_handler(self) -> None:

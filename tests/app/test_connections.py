@@ -113,6 +113,27 @@ def test_who_is_still_sending_reads_the_refusal_that_ends_the_connection(path: s
         assert connection.recv(1) == b""
 
 
+def test_a_large_body_that_nobody_reads_is_sent_to_its_end_where_the_refusal_ends_the_connection() -> None:
+    """Its first bytes come with its head: reading waits for an application, which has refused it by then."""
+    body = b"x" * 2**24
+    with listening(body_idle_ms=2000, api_keys="one") as server, connected(server) as connection:
+        connection.sendall(head(len(body), "Connection: close").replace(b"/predict", b"/predict/batch") + body)
+        assert answers(connection, 1)[0][0] == 401
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["while it waits", "once it has had it"])
+def test_a_head_that_is_none_takes_nobodys_answer_and_has_its_own(kept: bool) -> None:
+    """That it is none is found out when it is whole."""
+    with listening() as server, connected(server) as connection:
+        good, bad = (b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target for target in (b"/healthz", b"http://["))
+        connection.sendall(good if kept else good + bad)
+        assert answers(connection, 1)[0][0] == 200
+        if kept:
+            connection.sendall(bad)
+            assert answers(connection, 1)[0][0] == 400
+        assert connection.recv(1) == b""
+
+
 @pytest.mark.parametrize("path", ["/predict", "/attention", "/healthz"])
 def test_while_it_drains_every_answer_is_the_last_of_its_connection(path: str) -> None:
     with listening() as server, connected(server) as connection:
