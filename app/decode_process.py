@@ -41,6 +41,8 @@ def main() -> int:
 def bound(memory: int) -> None:
     """So many bytes beyond what it has now; more are a MemoryError. No core is dumped: somebody's picture is in it."""
     limit = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]) + memory
+    if (hard := resource.getrlimit(resource.RLIMIT_AS)[1]) != resource.RLIM_INFINITY:
+        limit = min(limit, hard)  # nobody may raise that: the service may have been started with less
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -275,3 +277,17 @@ def test_several_http_processes_share_the_services_number_of_decoders() -> None:
             assert len(pool.pids) == 2
 
     play(scene())
+
+
+def test_a_service_that_may_have_less_memory_than_a_decoder_bounds_it_by_that() -> None:
+    """In a process of its own, and no superuser's, who may raise any limit."""
+    script = """
+import os, resource
+from app import decode_process
+if os.getuid() == 0: os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+decode_process.bound(2**40)
+print(*resource.getrlimit(resource.RLIMIT_AS))
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.split() == [str(2**31)] * 2

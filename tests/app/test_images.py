@@ -745,6 +745,11 @@ def test_no_byte_of_junk_between_segments_is_read_alone_forever() -> None:
         read(data[:2] + segment(0xE1, noted(1)) + b"\x01" * limits.MAX_SMALL_READS + data[2:])
 
 
+def test_a_cameras_file_of_many_pictures_is_none_of_much_exif() -> None:
+    """Multi-Picture Format: each behind the one before, each with its own; a panorama has dozens."""
+    assert outcome(encode(slopes(), "JPEG", exif=noted(6)) * 30) == "ok"
+
+
 def test_exif_in_many_segments_is_refused() -> None:
     data = encode(slopes(), "JPEG")
     assert outcome(data[:2] + segment(0xE1, noted(1)) * limits.MAX_JPEG_EXIF + data[2:]) == "ok"
