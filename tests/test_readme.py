@@ -89,6 +89,13 @@ def test_every_route_is_told(path: Path) -> None:
 
 
 @BOTH
+def test_every_metric_is_told(path: Path) -> None:
+    told = set(re.findall(r"`((?:nam|process)_\w+)`", text(path)))
+    with service() as serving:
+        assert told == set(re.findall(r"^# TYPE (\S+)", serving.client.get("/metrics").text, re.M))
+
+
+@BOTH
 def test_the_accepted_formats_are_told(path: Path) -> None:
     (row,) = [row for row in rows(path) if "TIFF" in row[1] and "GIF" in row[1]]
     assert all(name.lower() in row[1].lower() for name in ACCEPTED)
