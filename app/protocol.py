@@ -27,7 +27,7 @@ PATH = b"/predict"
 _ROUTE = PATH.decode()
 _TOP_K = 5
 _SAFE = b"".join(b"%b: %b\r\n" % header for header in guards.safe_headers(()))
-# Bytes that may come of a head after those in which it begins: the parser itself would take any number.
+# Bytes of a head, of the trailers behind a body, of a chunk's own line: the parser itself would take any number.
 _MOST_HEAD = 2**16
 # Whoever sends one of these asks for more than the usual.
 _ASKING = (b"accept-language", b"content-encoding", b"transfer-encoding")
@@ -41,6 +41,7 @@ class Protocol(HttpToolsProtocol):
     _unread: asyncio.TimerHandle | None = None  # runs while what was written is not read
     _unasked: asyncio.TimerHandle | None = None  # runs while what comes is a head, or a body that was refused already
     _unasked_bytes = 0
+    _beside = 0  # bytes since the last head that was whole, or the last piece of a body
     _in_body = False
     _last_answered = False  # nothing that still comes is looked at
 
@@ -59,7 +60,12 @@ class Protocol(HttpToolsProtocol):
     def _idle_s(self) -> float:
         return self._services.settings.body_idle_ms / 1000
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # else it is a trailer: nothing asks for them, and they may be any number
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._beside = 0
         self._forget_unasked()
         self._unset_keepalive_if_required()  # an answer within these same bytes has set it
         headers = guards.by_name(self.headers)
@@ -79,6 +85,7 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
+        self._beside = 0
         if isinstance(self.cycle, _Exchange):
             self.cycle.take(body)
         else:
@@ -96,8 +103,11 @@ class Protocol(HttpToolsProtocol):
         if self._last_answered:
             self._take_unasked(len(data))
             return
+        self._beside += len(data)
         super().data_received(data)
-        if self.exchange is not None:
+        if self._beside > _MOST_HEAD:
+            self.transport.abort()
+        elif self.exchange is not None:
             self.exchange.wait_for_more()
         elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self._take_unasked(len(data))
@@ -126,6 +136,7 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP ends the connection and is told so in the contract's shape: after the answer that is owed to
         a request before it, and never beside the answer that this one has had."""
+        self._beside = 0  # the parser keeps nothing of it
         unanswered = self.cycle is not None and not self.cycle.response_complete
         if unanswered and not self._in_body:
             self.cycle.keep_alive = False
@@ -174,7 +185,7 @@ class Protocol(HttpToolsProtocol):
             self._limit_unasked()
             return
         self._unasked_bytes += count
-        if self._unasked_bytes > (self._services.settings.max_body_bytes if self._in_body else _MOST_HEAD):
+        if self._in_body and self._unasked_bytes > self._services.settings.max_body_bytes:
             self.transport.abort()
 
     def _forget_unasked(self) -> None:

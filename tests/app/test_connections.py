@@ -58,6 +58,36 @@ def test_a_head_without_an_end_is_of_bounded_size() -> None:
         assert dribble(connection, b"x-more: %b\r\n" % (b"x" * 10_000), 0.02, 100) < 50
 
 
+@pytest.mark.parametrize("path", ["/predict", "/healthz"], ids=["of a body that is waited for", "of one that is not"])
+@pytest.mark.parametrize("line", [b"x-more: 1\r\n", b"1"], ids=["many", "one"])
+def test_trailers_without_an_end_are_of_bounded_size(path: str, line: bytes) -> None:
+    """Thirty bytes of memory for each, or each piece of one copied with all that came before."""
+    with listening(body_idle_ms=5000) as server, connected(server) as connection:
+        connection.sendall(b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx: " % path.encode())
+        assert dribble(connection, line * (20_000 // len(line)), 0.02, 100) < 50
+
+
+def test_a_head_behind_a_request_that_waits_is_of_bounded_size_too() -> None:
+    with listening() as server, connected(server) as connection:
+        server.engine.gate.clear()
+        connection.sendall(head(len(IMAGE)) + IMAGE + b"GET /healthz HTTP/1.1\r\n")
+        assert dribble(connection, b"x-more: %b\r\n" % (b"x" * 10_000), 0.02, 100) < 50
+
+
+@pytest.mark.parametrize(("before", "status"), [(b"", 400), (head(len(IMAGE)) + IMAGE, 200)], ids=["alone", "behind"])
+def test_much_that_is_no_head_takes_nobodys_answer(before: bytes, status: int) -> None:
+    with listening() as server, connected(server) as connection:
+        connection.sendall(before + b"\xff" * 200_000)
+        assert answers(connection, 1)[0][0] == status
+
+
+def test_trailers_are_no_headers() -> None:
+    trailed = b"%x\r\n%b\r\n0\r\nContent-Encoding: gzip\r\n\r\n" % (len(IMAGE), IMAGE)
+    with listening() as server, connected(server) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + trailed)
+        assert answers(connection, 1)[0][0] == 200
+
+
 def test_a_kept_connection_may_pause_between_requests() -> None:
     with listening(body_idle_ms=150) as server, connected(server) as connection:
         for _ in range(3):
