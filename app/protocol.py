@@ -158,6 +158,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
         self._forget_unasked()
+        self._unset_keepalive_if_required()  # which uvicorn leaves where the other end resets the connection
         self.pipeline.clear()
         if self._answering is not None:  # which need not be the cycle that the parser is at
             self._answering.disconnected = True

@@ -2,6 +2,7 @@
 
 import base64
 import socket
+import struct
 import threading
 import time
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import httpx2
 import orjson
 import pytest
 
+from app.protocol import Protocol
 from tests.app.test_protocol import PNG, answers, connected, head, listening, read_all
 from tests.fakes import picture, until
 
@@ -181,6 +183,18 @@ def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection() -> Non
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         until(lambda: server.connections() == 0)
+
+
+def test_a_connection_that_is_reset_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[object] = []
+    monkeypatch.setattr(Protocol, "timeout_keep_alive_handler", lambda connection: late.append(connection))
+    with listening(timeout_keep_alive=1) as server:
+        with connected(server) as connection:
+            connection.sendall(head(len(IMAGE)) + IMAGE)
+            assert answers(connection, 1)[0][0] == 200
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        threading.Event().wait(1.2)
+        assert late == []
 
 
 def test_connections_are_of_bounded_number_and_those_that_are_held_go_on() -> None:
