@@ -37,7 +37,7 @@ def test_no_bytes_do_more_than_be_refused(target: str) -> None:
     runs = re.search(r"Done (\d+) runs", done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     assert runs, done.stderr[-3000:]
-    assert int(runs[1]) > 100 * SECONDS
+    assert int(runs[1]) > 30 * SECONDS
     print(target, runs[0])
 
 

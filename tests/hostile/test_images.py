@@ -41,7 +41,7 @@ class Answer:
 
 def ask(port: int, mine: Iterable[Case]) -> Iterator[Answer]:
     """One after the other over one connection, a new one where the service ended it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for case in mine:
         connection.request("POST", "/predict", case.data, {"Content-Type": case.media_type.encode("latin-1")})
         answer = connection.getresponse()
