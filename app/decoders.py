@@ -16,7 +16,7 @@ import orjson
 from app.child_process import ChildProcess, Message
 from app.cores import usable_cores
 from app.engine import Card
-from app.errors import BadImage, DeadlineExceeded, InternalError, ServiceError, of_code
+from app.errors import BadImage, DeadlineExceeded, Draining, InternalError, ServiceError, of_code
 from app.forward import Decoded
 from app.images import Picture
 from app.settings import MIB, Settings
@@ -51,9 +51,10 @@ class Decoders:
         self._all: set[ChildProcess] = set()
         self._idle: list[ChildProcess] = []  # the last used last
         self._work: set[asyncio.Task[_Outcome]] = set()
+        self._closed = False
 
     async def decode(self, image: bytes, size: int, deadline: float) -> Decoded:
-        """``size``: the side of the picture. Raises what :func:`app.images.decode` does, and DeadlineExceeded."""
+        """``size``: the side of the picture. Raises what :func:`app.images.decode` does, DeadlineExceeded, Draining."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._places.acquire()
@@ -65,12 +66,14 @@ class Decoders:
         return outcome
 
     async def close(self) -> None:
-        """Whatever they are at."""
+        """Whatever they are at. Who waits for a place is told so, and starts no further one."""
+        self._closed = True
         for task in self._work:
             task.cancel()
         for decoder in self._all:
             decoder.kill()
-        await asyncio.to_thread(lambda: [decoder.wait() for decoder in self._all])
+        ended = tuple(self._all)
+        await asyncio.to_thread(lambda: [decoder.wait() for decoder in ended])
 
     def _begin(self, image: bytes, size: int, deadline: float) -> asyncio.Task[_Outcome]:
         """A place is taken, and given back when the decoder is idle or dead: not when the caller is gone."""
@@ -81,6 +84,8 @@ class Decoders:
 
     async def _outcome(self, image: bytes, size: int, deadline: float) -> _Outcome:
         """Whoever ends one decoder may not be to blame, and gets another; whoever ends two is."""
+        if self._closed:
+            return Draining()
         for _ in range(2):
             try:
                 decoder = await self._any()

@@ -16,7 +16,7 @@ import pytest
 
 from app import decoders
 from app.decoders import Decoders
-from app.errors import BadImage, DeadlineExceeded, ImageTooLarge, InternalError, UnsupportedMediaType
+from app.errors import BadImage, DeadlineExceeded, Draining, ImageTooLarge, InternalError, UnsupportedMediaType
 from app.forward import Decoded, timed_decode
 from app.settings import Settings
 from tests.chaos.faulty_decoder import CRASH, GROW, HANG, LIE, Faulty
@@ -275,6 +275,21 @@ def test_several_http_processes_share_the_services_number_of_decoders() -> None:
         async with opened(decoders=4, workers=2) as pool:
             await asyncio.gather(*(pool.decode() for _ in range(20)))
             assert len(pool.pids) == 2
+
+    play(scene())
+
+
+def test_who_waits_for_a_place_while_all_are_closed_starts_no_other() -> None:
+    async def scene() -> None:
+        async with opened(decoders=1) as pool:
+            calls = [asyncio.create_task(pool.decode()) for _ in range(3)]
+            await asyncio.sleep(0.05)  # the first one's decoder is being started
+            pids = pool.pids
+            await pool.decoders.close()
+            first, *others = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(first, asyncio.CancelledError)
+            assert [type(error) for error in others] == [Draining, Draining]
+            assert pool.pids == pids
 
     play(scene())
 
