@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from app.lane_process import open_run
-    from app.server import serve
+    from app.server import FAILED, serve
     from app.services import lanes_here
 
     logs.configure(settings.log_level, settings.log_format)
@@ -60,10 +60,12 @@ def serve(arguments: argparse.Namespace) -> int:
         return supervise(settings)
     try:
         serve(settings, lanes_here(opened))
-    except SystemExit:
-        if not refusals:
+    except SystemExit as ended:
+        if refusals:
+            raise refusals[0] from None
+        if ended.code == FAILED:
             raise
-        raise refusals[0] from None
+        raise OSError(f"no service on {settings.host}:{settings.port}; the lines above say why") from None
     return 0
 
 

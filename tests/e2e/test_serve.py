@@ -2,6 +2,7 @@
 
 import io
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_sigterm_answers_what_was_accepted_and_exits_0(tmp_path: Path, photos: d
     assert set(statuses) <= {200, 503, 0}
     accepted = running.log.read_text().count("POST /predict ")
     assert accepted == len([status for status in statuses if status])
+
+
+def test_a_start_on_a_port_that_is_taken_fails_in_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([NAM, "serve", "--port", port], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "address already in use" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"nam: no service on 127.0.0.1:{port}; the lines above say why"
 
 
 def test_a_start_without_weights_fails_in_words(tmp_path: Path) -> None:
