@@ -87,7 +87,7 @@ class DrainingServer(uvicorn.Server):
         listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
         server.close()
         for listener in listeners:
-            with listener, suppress(BlockingIOError):
+            with listener, suppress(OSError):  # none waits any more, or none can be taken
                 _drop_newcomers(listener)
                 listener.setblocking(False)
                 while True:
