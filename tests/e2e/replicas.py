@@ -17,6 +17,8 @@ from app.settings import Settings
 from tests.fakes import CARD, FakeEngine, picture
 
 FORWARD_S = 0.05
+# A replica that is not ready answers at once, so it gets most of what is sent again, until Ray sees it.
+TRIES = 20
 PNG = {"content-type": "image/png"}
 
 
@@ -124,7 +126,7 @@ class Callers:
                 self._send(client)
 
     def _send(self, client: httpx2.Client) -> None:
-        for _ in range(5):
+        for _ in range(TRIES):
             try:
                 answer = client.post("/predict", content=picture())
             except httpx2.TransportError as error:
