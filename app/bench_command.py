@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import os
 import random
 import statistics
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 from app.flags import command, positive
 from app.load import Plan, run
 from app.load_report import Report
+from app.processes import cpu_s, descent, stats
 
 # Sides of the JPEGs made here: a thumbnail, a picture of a data set, a small photo.
 _SIZES = ((320, 240), (500, 375), (1024, 768))
@@ -168,8 +168,7 @@ class ProcessTree:
 
     def cpu_s(self) -> float:
         """User and system time so far, with that of children which ended and were waited for."""
-        ticks = sum(sum(map(int, fields[11:15])) for fields in self._members().values())
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self._members())
 
     def pss_mb(self) -> float:
         """Memory in MiB now; of a page that n processes share each has an n-th."""
@@ -195,21 +194,10 @@ class ProcessTree:
 
     def _members(self) -> dict[int, list[str]]:
         """By process what its ``stat`` has after its name. Raises ProcessLookupError where the first is gone."""
-        every = {int(path.name): _stat(path) for path in Path("/proc").glob("[0-9]*")}
-        if not every.get(self._pid):
+        every = stats()
+        if not (members := descent(self._pid, every)):
             raise ProcessLookupError(f"there is no process {self._pid} in /proc")
-        members, last = dict[int, list[str]](), {self._pid}
-        while last:
-            members |= {pid: every[pid] for pid in last}
-            last = {pid for pid, fields in every.items() if fields and int(fields[1]) in last}
         return {pid: fields for pid, fields in every.items() if fields[3:4] == [str(self._pid)]} | members
-
-
-def _stat(process: Path) -> list[str]:
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it ended
-        return []
 
 
 def _pss_kb(pid: int) -> int:

@@ -37,8 +37,6 @@ Headers = Mapping[bytes, bytes]
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 NOT_KEPT = (b"cache-control", b"no-store")
 
-# nginx's word for a caller that left before its answer; for the log and the metrics, nobody receives it.
-CLIENT_GONE = 499
 # What the arguments of a request's line are called, where it is an object.
 _LINE = {"names": ("method", "route", "status", "ms", "request_id")}
 # Probes come all day long and say nothing: no spans of them.

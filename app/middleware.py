@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import guards
 from app.errors import Draining, InternalError, NotFound, ServiceError
 from app.services import Services
-from app.trace import of_request
+from app.trace import CLIENT_GONE, of_request
 
 logger = logging.getLogger("nam.access")
 
@@ -71,10 +71,10 @@ class _Exchange:
         try:
             await self.owner.app(self._inner_scope(), self._receive, self._send)
         except ClientDisconnect:
-            self.status = guards.CLIENT_GONE
+            self.status = CLIENT_GONE
         except asyncio.CancelledError:  # the drain is over: what is left is told so; but Ray: the caller is gone
             if not _services(self.scope).load.draining:
-                self.status = guards.CLIENT_GONE
+                self.status = CLIENT_GONE
             elif not self.status:
                 await self._answer(Draining())
             raise

@@ -26,21 +26,30 @@ class Usage:
 
 def usage(root: int) -> Usage | None:
     """None where ``/proc`` does not tell."""
-    family = _family(root)
+    family = descent(root, stats())
     if not family or (booted_at := _booted_at()) is None:
         return None
     return Usage(
         processes=len(family),
-        cpu_s=sum(sum(map(int, fields[_CPU])) for fields in family.values()) / _TICKS_S,
+        cpu_s=cpu_s(family),
         resident_bytes=sum(int(fields[_RSS]) for fields in family.values()) * _PAGE,
         open_fds=sum(map(_open_fds, family)),
         started_at=booted_at + int(family[root][_START]) / _TICKS_S,
     )
 
 
-def _family(root: int) -> dict[int, list[str]]:
-    """The root and its descendants, with the fields of their ``stat``; nothing where the root is not there."""
-    every = {int(path.name): fields for path in _PROC.glob("[0-9]*") if (fields := _stat(path))}
+def stats() -> dict[int, list[str]]:
+    """By process what its ``stat`` has after its name."""
+    return {int(path.name): fields for path in _PROC.glob("[0-9]*") if (fields := _stat(path))}
+
+
+def cpu_s(family: dict[int, list[str]]) -> float:
+    """User and system time so far, with that of children which ended and were waited for."""
+    return sum(sum(map(int, fields[_CPU])) for fields in family.values()) / _TICKS_S
+
+
+def descent(root: int, every: dict[int, list[str]]) -> dict[int, list[str]]:
+    """Of every process the root and its descendants; nothing where the root is not there."""
     found, last = dict[int, list[str]](), {root} & every.keys()
     while last:
         found |= {pid: every[pid] for pid in last}

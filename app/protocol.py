@@ -18,7 +18,7 @@ from app import batching, guards, schemas, serving
 from app.errors import BadRequest, Draining, InternalError, ServiceError
 from app.forward import Outcome
 from app.services import Services
-from app.trace import Trace
+from app.trace import CLIENT_GONE, Trace
 from app.uploads import not_empty
 
 logger = logging.getLogger("nam.protocol")
@@ -302,7 +302,7 @@ class _Exchange:
         """The caller is gone: so is the work, unless it is being done."""
         if self._work is not None:
             self._work.cancel()
-        self._end(guards.CLIENT_GONE)
+        self._end(CLIENT_GONE)
 
     def drain(self) -> None:
         self.keep_alive = False

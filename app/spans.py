@@ -28,10 +28,9 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from app.batching import Lane, Served
 from app.forward import Done, Job, Outcome
 from app.settings import otel
-from app.trace import Trace
+from app.trace import CLIENT_GONE, Trace
 
 CLOSE_S = 1.0  # that the last spans have to leave; a collector that is gone must not hold the process
-_CLIENT_GONE = 499  # our own word, which nobody received
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 
 
@@ -122,7 +121,7 @@ class RequestTrace(Trace):
         for place, served in enumerate(self._served):
             self._tell(place, served, context, epoch_ns)
         span.set_attributes({"http.request.body.size": received, "http.response.body.size": sent})
-        if status == _CLIENT_GONE:
+        if status == CLIENT_GONE:
             span.set_attribute("error.type", "client_gone")
         else:
             span.set_attribute("http.response.status_code", status)

@@ -9,6 +9,8 @@ from app.forward import Outcome
 
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+# nginx's word for a caller that left before its answer; for log, metrics and traces, nobody receives it.
+CLIENT_GONE = 499
 
 
 class Trace:

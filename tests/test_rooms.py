@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # What each file of app/ may import of app/ and nam/; a file that is not here may not exist.
 APP: dict[str, set[str]] = {
     "__init__": {"nam"},
-    "bench_command": {"flags", "load", "load_report"},
+    "bench_command": {"flags", "load", "load_report", "processes"},
     "choice": {"engine", "openvino_engine", "settings", "torch_engine"},
     "api": {"engine", "errors", "guards", "render", "schemas", "services", "serving", "uploads"},
     "array_engine": {"engine"},
