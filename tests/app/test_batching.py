@@ -38,7 +38,7 @@ class Engine:
     def __call__(self, items: list[int]) -> list[int]:
         self.batches.append(items)
         self.threads.append(threading.current_thread().name)
-        self.gate.wait(5)
+        self.gate.wait(60)
         return [2 * item for item in items]
 
     @contextmanager
@@ -55,11 +55,11 @@ class Collapse(BaseException):
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
-    """Runs one scene; one that hangs is cancelled by a thread after 10 s, even where the loop's clock stands still."""
+    """Runs one scene; one that hangs is cancelled by a thread after 60 s, even where the loop's clock stands still."""
 
     async def watched() -> None:
         task = asyncio.create_task(scene)
-        watchdog = threading.Timer(10, asyncio.get_running_loop().call_soon_threadsafe, [task.cancel])
+        watchdog = threading.Timer(60, asyncio.get_running_loop().call_soon_threadsafe, [task.cancel])
         watchdog.start()
         try:
             await task
@@ -378,6 +378,7 @@ def test_close_is_bounded_when_the_engine_is_stuck() -> None:
         async with opened(engine) as batcher:
             with engine.held():
                 tasks = [await occupy(batcher), *await line_up(batcher, 1)]
+                await until(lambda: engine.batches == [[0]])  # its thread is stuck in it
                 await batcher.close(grace_s=0.01)
                 assert batcher.in_flight == 0
                 answers = await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
 """What a lane does with a batch: every image its own outcome, in its own place."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from app import forward
 from app.engine import AttentionAsk
 from app.errors import BadImage, InternalError, UnsupportedMediaType
 from app.forward import Decoded, Done, Forward, Job, timed_decode
-from tests.fakes import FakeEngine, picture
+from tests.fakes import FakeEngine, picture, until
 
 
 @pytest.fixture
@@ -64,8 +65,15 @@ def test_an_engines_error_is_raised_for_the_batch(engine: FakeEngine) -> None:
 
 def test_each_step_is_timed_on_its_own(engine: FakeEngine) -> None:
     seen: list[float] = []
+
+    def held() -> None:
+        """For as long, from when the engine has them: decoding may take its time."""
+        until(lambda: engine.batches == [1])
+        time.sleep(0.05)
+        engine.gate.set()
+
     engine.gate.clear()
-    threading.Timer(0.05, engine.gate.set).start()
+    threading.Thread(target=held).start()
     (outcome,) = lane(engine, seen)([Job(picture(), 1)])
     assert outcome.model_s >= 0.04
     assert seen == [outcome.model_s]

@@ -1,13 +1,15 @@
 """One lane's process, from both ends: its loop in a thread with the fake engine, and its parent without one."""
 
 import asyncio
-import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from app.lane_process import ProcessLanes
 from app.messages import Stream
 from app.settings import Settings
 from tests.fakes import CARD, FakeDecoders, FakeEngine, picture
+
+ROOT = Path(__file__).parents[2]
 
 
 class Engine(FakeEngine):
@@ -49,8 +53,8 @@ class Lane(lane_process._Lane):
     def _live(self, end: socket.socket) -> None:
         stream = Stream(end)
         forward = Forward(self.engine, 10**6, lambda _: None)
-        stream.send({"card": wire.put_card(CARD)})
-        with end, suppress(EOFError, OSError, SystemExit):
+        with end, suppress(EOFError, OSError, SystemExit):  # it may be killed before it has said its card
+            stream.send({"card": wire.put_card(CARD)})
             while True:
                 lane_process._serve(stream, self.engine, forward)
 
@@ -89,7 +93,8 @@ def levels(outcomes: list) -> list[int]:
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 10))
+    """A minute is what a scene gets that hangs, not what one takes."""
+    asyncio.run(asyncio.wait_for(scene, 60))
 
 
 def test_a_batch_goes_there_and_comes_back_in_order(engines: list[FakeEngine]) -> None:
@@ -157,11 +162,9 @@ def test_whoever_ends_a_lane_fails_alone_and_its_neighbours_wait_for_no_restart(
     async def scene() -> None:
         async with opened(3) as run:
             lane = run.lanes(lambda: restarts.append("lane"))[0]
-            monkeypatch.setattr(Lane, "card", lambda self: start.wait(10))  # as long as it takes to start one
-            started = time.monotonic()
+            monkeypatch.setattr(Lane, "card", lambda self: start.wait(120))  # as long as it takes to start one
             Engine.poison = 200
             outcomes = await lane([Job(picture(level), 1) for level in (50, 200, 100)])
-            assert time.monotonic() - started < 9
             start.set()
             assert isinstance(outcomes[1], InternalError)
             assert levels(outcomes[::2]) == [50, 100]
@@ -240,10 +243,10 @@ def test_a_lane_that_is_stuck_while_it_starts_again_is_started_once_more(
 def test_a_lane_that_is_stuck_once_its_callers_are_gone_is_killed(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane_process, "STUCK_S", 0.1)
+    monkeypatch.setattr(lane_process, "STUCK_S", 0.5)
 
     async def scene() -> None:
-        async with opened(1, timeout_ms=100) as run:
+        async with opened(1, timeout_ms=500) as run:
             (lane,) = run.lanes()
             engines[0].gate.clear()
             with pytest.raises(TimeoutError):
@@ -271,14 +274,14 @@ def test_a_call_given_up_does_not_answer_the_next_one(engines: list[Engine]) -> 
     play(scene())
 
 
-def test_a_lane_that_decodes_for_too_long_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_process, "DECODE_S", 0.05)
-    monkeypatch.setattr("app.forward.decode", lambda *_, **__: [None for _ in iter(int, 1)])
-    forward = lane_process._Forward(FakeEngine(), 10**6, lambda _: None)
-    if not (child := os.fork()):
-        forward([Job(picture(), 1)])
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGPROF
+def test_a_lane_that_decodes_for_too_long_ends_itself() -> None:
+    code = """if True:
+        from app import forward, lane_process
+        from tests.fakes import FakeEngine, picture
+        lane_process.DECODE_S = 0.05
+        forward.decode = lambda *_, **__: [None for _ in iter(int, 1)]
+        lane_process._Forward(FakeEngine(), 10**6, lambda _: None)([forward.Job(picture(), 1)])"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGPROF
 
 
 def test_a_lane_that_cannot_start_stops_the_start() -> None:
