@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app import batching, guards, schemas, serving
@@ -29,6 +30,9 @@ _TOP_K = 5
 _SAFE = b"".join(b"%b: %b\r\n" % header for header in guards.safe_headers(()))
 # Bytes of a head, of the trailers behind a body, of a chunk's own line: the parser itself would take any number.
 _MOST_HEAD = 2**16
+_MOST_FIELDS = 100  # of a head: each takes up to thirty times its bytes
+# Bytes that are parsed at a time: what follows a request within them waits as a request, a hundred times as large.
+_PIECE = 2**12
 # Whoever sends one of these asks for more than the usual.
 _ASKING = (b"accept-language", b"content-encoding", b"transfer-encoding")
 
@@ -44,9 +48,11 @@ class Protocol(HttpToolsProtocol):
     _beside = 0  # bytes since the last head that was whole, or the last piece of a body
     _in_body = False
     _last_answered = False  # nothing that still comes is looked at
+    later = b""  # came behind requests that wait for the answer before theirs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.flow = _Flow(self)
         self._limit_unasked()
         if len(self.connections) > self._services.settings.max_connections:
             self.transport.abort()
@@ -61,8 +67,11 @@ class Protocol(HttpToolsProtocol):
         return self._services.settings.body_idle_ms / 1000
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # else it is a trailer: nothing asks for them, and they may be any number
-            super().on_header(name, value)
+        if self._in_body:  # it is a trailer: nothing asks for them, and they may be any number
+            return
+        if len(self.headers) == _MOST_FIELDS:
+            raise BadRequest
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._beside = 0
@@ -103,20 +112,33 @@ class Protocol(HttpToolsProtocol):
         if self._last_answered:
             self._take_unasked(len(data))
             return
-        self._beside += len(data)
-        super().data_received(data)
-        if self._beside > _MOST_HEAD:
-            self.transport.abort()
-        elif self.exchange is not None:
+        for at in range(0, len(data), _PIECE):
+            if self.pipeline:
+                self.later += data[at:]
+                return
+            self._parse(data[at : at + _PIECE])
+            if self.transport.is_closing() or self._last_answered:
+                return
+        if self.exchange is not None:
             self.exchange.wait_for_more()
         elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self._take_unasked(len(data))
 
+    def _parse(self, piece: bytes) -> None:
+        self._beside += len(piece)
+        super().data_received(piece)
+        if self._beside > _MOST_HEAD:
+            self.transport.abort()
+
     def on_response_complete(self) -> None:
         if self.transport.is_closing():  # once all is read, which nobody but us bounds
             self._watch_reading(before=None)
-        if not self._last_answered:
-            super().on_response_complete()
+        if self._last_answered:
+            return
+        super().on_response_complete()
+        if self.later and not self.pipeline:
+            later, self.later = self.later, b""
+            self.data_received(later)
 
     def finish(self) -> None:
         """The last answer is written. Where the body is not whole, closing now would take the answer away from whoever
@@ -126,6 +148,8 @@ class Protocol(HttpToolsProtocol):
         elif not self._last_answered:
             self._last_answered = True
             self._limit_unasked()
+            self.pipeline.clear()
+            self.later = b""
             self.flow.resume_reading()  # which waited for an application that would read the body
             self.transport.write_eof()
 
@@ -160,13 +184,14 @@ class Protocol(HttpToolsProtocol):
         self._forget_unasked()
         self._unset_keepalive_if_required()  # which uvicorn leaves where the other end resets the connection
         self.pipeline.clear()
+        self.later = b""
         if self._answering is not None:  # which need not be the cycle that the parser is at
             self._answering.disconnected = True
             self._answering.message_event.set()
         if self.exchange is not None:
             self.exchange.abandon()
         if isinstance(self.cycle, _Exchange):
-            self.cycle = None  # type: ignore[assignment]
+            self.cycle = None
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -234,6 +259,19 @@ def _no_request(services: Services, headers: list[tuple[bytes, bytes]]) -> bytes
     lines = (*headers, *told.raw_headers, (b"x-request-id", id_.encode()), (b"connection", b"close"))
     head = (STATUS_LINE[told.status_code], *(b"%b: %b\r\n" % line for line in lines), _SAFE, b"\r\n")
     return b"".join((*head, bytes(told.body)))
+
+
+class _Flow(FlowControl):
+    """Nothing is read while requests wait for the answer before theirs: uvicorn would read on at each of those answers,
+    and each time that the application looks for a body, and parse and keep all that comes."""
+
+    def __init__(self, connection: Protocol) -> None:
+        super().__init__(connection.transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        if not (self._connection.pipeline or self._connection.later):
+            super().resume_reading()
 
 
 class _Outlet:
@@ -322,6 +360,8 @@ class _Exchange:
         except Exception as error:
             self._fail(error)
             return
+        finally:
+            del work  # its error's traceback holds this frame, and those that have the image
         times = (f"{name.lower()}: {value}\r\n".encode() for name, value in serving.timing_headers([served]).items())
         self._write(200, [b"vary: Accept-Language\r\ncontent-type: application/json\r\n", *times], body)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import orjson
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -17,6 +18,7 @@ T = TypeVar("T")
 _RAW = "application/octet-stream"
 _JSON = "application/json"
 _FORM = "multipart/form-data"
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")  # Python would remember every other that is asked for
 _MAX_FIELDS = 16  # that are no files; none is used, a browser's form may have some
 
 # Values in JSON that is not of tensors, where 32 images are some: 20 MB of nothing but lists would be half a gigabyte,
@@ -62,6 +64,9 @@ def refuse_encoding(request: Request) -> None:
 
 async def _parts(request: Request, most: int) -> list[bytes]:
     """The bytes of the parts named ``file``, in order; none for one that is empty or no file: it keeps its place."""
+    _, told = parse_options_header(request.headers["content-type"])
+    if told.get(b"charset", b"utf-8").lower() not in _CHARSETS:
+        raise BadRequest("The names of a form's parts are in UTF-8.")
     try:
         async with request.form(max_files=most, max_fields=_MAX_FIELDS) as form:
             parts = form.getlist("file")
@@ -72,8 +77,6 @@ async def _parts(request: Request, most: int) -> list[bytes]:
         if str(error.detail).startswith("Too many files"):
             raise TooManyImages(f"At most {most} images are accepted in this request.") from error
         raise BadRequest("The multipart body could not be read.") from error
-    except UnicodeError as error:
-        raise BadRequest("The multipart body names a character set that is none.") from error
 
 
 async def _aside(body: bytes, parse: Callable[[bytes], T]) -> T:

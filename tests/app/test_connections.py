@@ -6,13 +6,14 @@ import struct
 import threading
 import time
 from contextlib import ExitStack
+from typing import cast
 
 import httpx2
 import orjson
 import pytest
 
 from app.protocol import Protocol
-from tests.app.test_protocol import PNG, answers, connected, head, listening, read_all
+from tests.app.test_protocol import PNG, Server, answers, connected, head, listening, read_all
 from tests.fakes import picture, until
 
 IMAGE = picture(50)
@@ -74,6 +75,37 @@ def test_a_head_behind_a_request_that_waits_is_of_bounded_size_too() -> None:
         server.engine.gate.clear()
         connection.sendall(head(len(IMAGE)) + IMAGE + b"GET /healthz HTTP/1.1\r\n")
         assert dribble(connection, b"x-more: %b\r\n" % (b"x" * 10_000), 0.02, 100) < 50
+
+
+def test_a_head_has_a_bounded_number_of_fields() -> None:
+    with listening() as server, connected(server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + b"a:\r\n" * 102)
+        assert answers(connection, 1)[0][0] == 400
+
+
+def waiting(server: Server) -> int:
+    """Requests that were parsed and wait for the answer before theirs."""
+    return sum(len(cast(Protocol, connection).pipeline) for connection in server.open_connections())
+
+
+def test_of_the_requests_that_are_sent_at_once_few_are_parsed_before_their_turn_and_all_are_answered() -> None:
+    """Parsed, each takes a hundred times its bytes."""
+    with listening() as server, connected(server) as connection:
+        server.engine.gate.clear()
+        connection.sendall(head(len(IMAGE)) + IMAGE + b"GET /healthz HTTP/1.1\r\n\r\n" * 2000)
+        until(lambda: waiting(server) > 0)
+        assert waiting(server) < 300
+        server.engine.gate.set()
+        assert {status for status, _ in answers(connection, 2001)} == {200}
+
+
+def test_no_more_is_read_while_requests_wait() -> None:
+    most = 0
+    with listening() as server, connected(server) as connection:
+        for _ in range(300):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 100)
+            most = max(most, waiting(server))
+    assert most < 300
 
 
 @pytest.mark.parametrize(("before", "status"), [(b"", 400), (head(len(IMAGE)) + IMAGE, 200)], ids=["alone", "behind"])
@@ -206,7 +238,7 @@ def test_connections_are_of_bounded_number_and_those_that_are_held_go_on() -> No
         assert answers(held[3], 1)[0][0] == 200
         held.pop().close()
         until(lambda: server.connections() == 4)
-        assert httpx2.post(server.url + "/predict", content=IMAGE, headers=PNG).status_code == 200
+        assert httpx2.post(server.url + "/predict", content=IMAGE, headers=PNG, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/attention?format=npz", "/v2/models/fake/explain"])
@@ -216,7 +248,7 @@ def test_many_that_do_not_read_a_large_answer_hold_bounded_memory(path: str) -> 
         answers = []
         for held in (0, 3900 - len(body), 0):
             server.load.body_bytes += held
-            answers.append(httpx2.post(server.url + path, content=body, headers=PNG).status_code)
+            answers.append(httpx2.post(server.url + path, content=body, headers=PNG, timeout=60).status_code)
             server.load.body_bytes -= held
         assert answers == [200, 503, 200]
 

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import base64
 import contextlib
+import encodings
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_a_bad_request_is_told_what_is_wrong(serving: Service, name: str) -> Non
     refused(send(serving.client), status, code)
     assert serving.engine.batches == []
     assert serving.metric("nam_refusals_total", code=code) == 1
+
+
+def test_a_character_set_that_a_form_names_is_not_remembered(serving: Service) -> None:
+    """Python keeps the name of every one that it does not know, of any length, for good."""
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n--x--\r\n' % picture()
+    for charset, status in (("UTF-8", 200), ("one-of-nobody", 400), ("undefined", 400)):
+        told = {"content-type": f"multipart/form-data; charset={charset}; boundary=x"}
+        assert serving.client.post("/predict", content=body, headers=told).status_code == status
+    assert "one-of-nobody" not in encodings._cache  # type: ignore[attr-defined]
 
 
 def test_405_says_what_is_allowed(serving: Service) -> None:

@@ -31,7 +31,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
 
     def post(self, body: Any, path: str = "/predict", **headers: str) -> httpx2.Response:
-        return httpx2.post(self.url + path, content=body, headers=PNG | headers)
+        return httpx2.post(self.url + path, content=body, headers=PNG | headers, timeout=60)
 
     def end(self) -> None:
         """As after SIGTERM, once the grace is over."""
@@ -40,8 +40,11 @@ class Server:
     def connections(self) -> int:
         return len(self._own.server_state.connections)
 
+    def open_connections(self) -> list[Any]:
+        return list(self._own.server_state.connections)
+
     def count(self, line: str) -> float:
-        text = httpx2.get(self.url + "/metrics").text
+        text = httpx2.get(self.url + "/metrics", timeout=60).text
         return next((float(one.rpartition(" ")[2]) for one in text.splitlines() if one.startswith(line + " ")), 0.0)
 
 
@@ -96,7 +99,8 @@ def forget(request: pytest.FixtureRequest) -> None:
 def both(server: Server, body: bytes, headers: dict[str, str]) -> list[tuple[int, dict[str, str], bytes]]:
     """The short way's answer and the endpoint's, which a query that says the default reaches."""
     answers = [
-        httpx2.post(server.url + path, content=body, headers=headers) for path in ("/predict", "/predict?top_k=5")
+        httpx2.post(server.url + path, content=body, headers=headers, timeout=60)
+        for path in ("/predict", "/predict?top_k=5")
     ]
     assert len(server.short) == 1
     return [
@@ -203,7 +207,7 @@ def test_it_is_counted_and_timed_like_any_other(server: Server) -> None:
     ids=["query", "language", "json", "encoded", "expecting", "another type", "attention"],
 )
 def test_whoever_asks_for_more_goes_to_the_endpoint(server: Server, path: str, headers: dict[str, str]) -> None:
-    httpx2.post(server.url + path, content=picture(), headers=headers)
+    httpx2.post(server.url + path, content=picture(), headers=headers, timeout=60)
     assert server.short == []
 
 
@@ -213,7 +217,7 @@ def test_a_body_of_unknown_length_goes_to_the_endpoint(server: Server) -> None:
 
 
 def test_another_method_is_the_routers_to_refuse(server: Server) -> None:
-    assert httpx2.get(server.url + "/predict").status_code == 405
+    assert httpx2.get(server.url + "/predict", timeout=60).status_code == 405
     assert server.short == []
 
 
