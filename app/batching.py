@@ -260,9 +260,9 @@ class Batcher(Generic[Item, Result]):
         self._dispatch()
         if error is None:
             _deliver(batch, results, started_at, run_s)
-        else:
+            self._learn(run_s, sum(self._cost(waiter.item) for waiter in batch))
+        else:  # how long a lane was stuck says nothing of the pace
             _fail(batch, error)
-        self._learn(run_s, sum(self._cost(waiter.item) for waiter in batch))
         self._record(BatchRecord(number, len(batch), started_at - batch[0].queued_at, run_s, depth, error))
         del batch, error  # the error's traceback holds this frame
 

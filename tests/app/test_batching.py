@@ -645,6 +645,23 @@ def test_the_pace_is_that_of_an_ordinary_item() -> None:
     play(scene())
 
 
+def test_a_batch_that_failed_says_nothing_of_the_pace() -> None:
+    def run(items: list[int]) -> list[int]:
+        if 13 in items:
+            raise RuntimeError("it was stuck")
+        return items
+
+    async def scene() -> None:
+        async with opened(run) as batcher:
+            await batcher.submit(1, far())
+            before = batcher.item_s
+            with pytest.raises(RuntimeError):
+                await batcher.submit(13, far())
+            assert batcher.item_s == before > 0
+
+    play(scene())
+
+
 async def nothing(items: list[int]) -> list[int]:
     return items
 
