@@ -2,10 +2,12 @@
 
 import asyncio
 import io
+import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,7 @@ class FakeEngine:
 
     def __call__(self, asks: Sequence[Ask]) -> list[Answer]:
         self.batches.append(len(asks))
-        self.gate.wait(10)
+        self.gate.wait(60)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -108,7 +110,16 @@ class FakeDecoders:
         """Threads end by themselves."""
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def free_port() -> int:
+    """For another process to listen on. The kernel gives those above to whoever asks for any, before it does."""
+    while True:
+        port = random.SystemRandom().randint(20_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for what must come; AssertionError where it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -114,7 +114,7 @@ def test_a_batch_is_linked_with_each_request_that_shared_it(kept: Kept) -> None:
 def test_each_image_of_a_request_has_its_spans(kept: Kept) -> None:
     with listening() as server:
         files = [("file", picture(level)) for level in (25, 75)] + [("file", b"none")]
-        httpx2.post(server.url + "/predict/batch", files=files)
+        httpx2.post(server.url + "/predict/batch", files=files, timeout=60)
     (request,) = kept.named("POST /predict/batch")
     below = sorted((span.name, span.attributes["nam.image"]) for span in kept.named("decode", "queue", "model"))
     assert below == [(name, place) for name in ("decode", "model", "queue") for place in (0, 1)]
@@ -124,7 +124,7 @@ def test_each_image_of_a_request_has_its_spans(kept: Kept) -> None:
 def test_pixels_that_need_no_decoding_have_no_span_of_it(kept: Kept) -> None:
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [7] * 192}
     with listening() as server:
-        answer = httpx2.post(server.url + "/v2/models/fake/infer", json={"inputs": [pixels]})
+        answer = httpx2.post(server.url + "/v2/models/fake/infer", json={"inputs": [pixels]}, timeout=60)
     assert answer.status_code == 200
     assert {span.name for span in kept.spans} == {"POST /v2/models/{name}/infer", "queue", "model", "batch"}
 
@@ -159,8 +159,8 @@ def test_no_query_no_key_and_no_body_is_told(kept: Kept) -> None:
 def test_probes_and_unknown_paths_are_few_names(kept: Kept) -> None:
     with listening() as server:
         for path in ("/healthz", "/readyz", "/metrics", "/nowhere", "/model"):
-            httpx2.get(server.url + path)
-        httpx2.request("PROPFIND", server.url + "/model")
+            httpx2.get(server.url + path, timeout=60)
+        httpx2.request("PROPFIND", server.url + "/model", timeout=60)
     assert sorted(span.name for span in kept.spans) == ["GET", "GET /model", "HTTP /model"]
 
 

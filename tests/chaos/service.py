@@ -5,7 +5,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import httpx2
 from PIL import Image
+
+from tests.fakes import free_port
 
 NAM = (str(Path(sys.executable).parent / "nam"), "serve")
 FAULTY = (sys.executable, "-m", "tests.chaos.faulty")  # the engine of tests/fakes.py, and faults by grey level
@@ -42,21 +43,14 @@ class Service:
     def ready(self) -> int:
         """The status of /readyz; 0 where nobody answers."""
         try:
-            return httpx2.get(self.url + "/readyz").status_code
+            return httpx2.get(self.url + "/readyz", timeout=20).status_code
         except httpx2.TransportError:
             return 0
 
-    def end(self, seconds: float = 20) -> int:
+    def end(self, seconds: float = 60) -> int:
         """As an orchestrator ends it; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def launch(
@@ -88,7 +82,7 @@ def running(folder: Path, command: tuple[str, ...] = NAM, **options: object) -> 
     """Ready; killed at the end, if it still lives."""
     service = launch(folder, command, **options)  # type: ignore[arg-type]
     try:
-        until(lambda: service.process.poll() is not None or service.ready() == 200, 120)
+        until(lambda: service.process.poll() is not None or service.ready() == 200, 240)
         assert service.process.poll() is None, service.log.read_text()
         yield service
     finally:
@@ -96,7 +90,7 @@ def running(folder: Path, command: tuple[str, ...] = NAM, **options: object) -> 
         service.process.wait()
 
 
-def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"

@@ -83,7 +83,7 @@ def test_without_a_device_or_a_batcher_it_turns_red_and_ends_with_its_code(
 
     slow = threading.Thread(target=lambda: told.append(doomed.ask(pieces())))  # type: ignore[arg-type]
     slow.start()
-    until(lambda: "nam_requests_in_flight 1.0" in httpx2.get(doomed.url + "/metrics").text)
+    until(lambda: "nam_requests_in_flight 1.0" in httpx2.get(doomed.url + "/metrics", timeout=60).text)
     assert doomed.ask(picture(level)).status_code == status
     until(lambda: doomed.ready() == 503)
     refused = doomed.ask(image)

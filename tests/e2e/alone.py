@@ -141,7 +141,7 @@ def start(folder: Path, port: int, workers: str) -> subprocess.Popen[bytes]:
 
 
 def ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if send(port, "GET", "/readyz", b"", {}) == 200:
@@ -177,7 +177,7 @@ def live(folder: Path, workers: str) -> dict[str, Any]:
         told["keys"] = told_of_keys()
         told["malformed"] = send_raw(port, f"GET /?{KEY} HTTP/9.9\r\nauthorization: {WRONG}\r\n\r\n".encode()).decode()
         process.send_signal(signal.SIGTERM)
-        return told | {"code": process.wait(40)}
+        return told | {"code": process.wait(60)}
     finally:
         process.kill()
 

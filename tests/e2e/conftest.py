@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,12 +14,15 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from skimage import data
 
 from tests.e2e.visitor import Open, Visit
+from tests.fakes import free_port
 
 NAM = Path(sys.executable).parent / "nam"
+PATIENCE_MS = 30_000  # with what a page must come to show, however slow the machine
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @dataclass
@@ -34,18 +36,16 @@ class Process:
 
 def start(folder: Path, **settings: str) -> Process:
     """``nam serve`` on a free port, ready to answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / f"serve-{port}.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NAM_")} | settings
     with log.open("wb") as out:
         process = subprocess.Popen([NAM, "serve", "--port", str(port)], stdout=out, stderr=out, env=environment)
     serving = Process(f"http://127.0.0.1:{port}", process, log)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx2.get(serving.url + "/readyz").status_code == 200:
+            if httpx2.get(serving.url + "/readyz", timeout=20).status_code == 200:
                 return serving
         except httpx2.TransportError:
             time.sleep(0.1)
@@ -58,7 +58,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     running = start(tmp_path_factory.mktemp("serve"))
     yield running
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(20) == 0, running.log.read_text()
+    assert running.process.wait(60) == 0, running.log.read_text()
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def visit(browser: Browser, serving: Process) -> Iterator[Open]:
 
     def opened(origin: str = serving.url, path: str = "/", refused: bool = False, **options: Any) -> Page:
         context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 900}} | options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         visits.append((Visit(context.new_page(), refused), origin))
         page = visits[-1][0].page
         page.goto(origin + path)

@@ -1,7 +1,6 @@
 """What the tests of Ray Serve stand on: two raylets on this machine, replicas whose answers name them, and callers."""
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import httpx2
 from app.engine import Answer, Ask, DeviceLost
 from app.forward import Forward, Run
 from app.settings import Settings
-from tests.fakes import CARD, FakeEngine, picture
+from tests.fakes import CARD, FakeEngine, free_port, picture
 
 FORWARD_S = 0.05
 # A replica that is not ready answers at once, so it gets most of what is sent again, until Ray sees it.
@@ -87,9 +86,7 @@ def two_machines(temporary: str) -> Iterator[Cluster]:
     try:
         raylets.add_node()
         ray.init(address=raylets.address, log_to_driver=False)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         serve.start("HeadOnly", {"host": "127.0.0.1", "port": port})
         yield Cluster(f"http://127.0.0.1:{port}")
         serve.shutdown()

@@ -24,7 +24,7 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.getbasetemp() / f"alone-{request.param}"
     folder.mkdir()
     command = [*UNSHARE, sys.executable, "-m", "tests.e2e.alone", str(folder), request.param]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     log = (folder / "log").read_text(encoding="utf-8", errors="replace")
     assert done.returncode == 0, done.stderr + log
     return json.loads((folder / "told.json").read_text()), log, folder

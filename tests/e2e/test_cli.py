@@ -12,7 +12,7 @@ from tests.e2e.test_serve import CATS, ESPRESSO
 
 
 def nam(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([NAM, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([NAM, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done
 
@@ -48,7 +48,7 @@ def test_attention_writes_the_form_that_is_asked_for_to_whatever_reads_it(photos
         (["--format", "npz"], b"PK"),
         (["-o", "-", "--format", "json"], b'{"model"'),
     ):
-        done = subprocess.run([NAM, "attention", photos["cat"], *flags], capture_output=True, timeout=120, check=True)
+        done = subprocess.run([NAM, "attention", photos["cat"], *flags], capture_output=True, timeout=300, check=True)
         assert done.stdout.startswith(begins)
         assert done.stderr == b""
 

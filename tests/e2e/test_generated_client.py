@@ -24,7 +24,7 @@ def generated(serving: Process, tmp_path_factory: pytest.TempPathFactory) -> Mod
     (folder / "config.json").write_text(json.dumps(CONFIG))
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--url", f"{serving.url}/openapi.json"]
     flags = ["--meta", "none", "--fail-on-warning", "--config", "config.json", "--output-path", "nam_client"]
-    done = subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)

@@ -41,7 +41,7 @@ def pixels(*photos: Path, binary: bool = True) -> InferInput:
 
 
 def predicted(serving: Process, photo: Path, top_k: int = CLASSES) -> list[dict]:
-    answer = httpx2.post(f"{serving.url}/predict?top_k={top_k}", content=photo.read_bytes(), headers=JPEG)
+    answer = httpx2.post(f"{serving.url}/predict?top_k={top_k}", content=photo.read_bytes(), headers=JPEG, timeout=60)
     return answer.json()["predictions"]
 
 
@@ -145,7 +145,7 @@ def explained(serving: Process, *photos: Path, outputs: list[str]) -> InferResul
     wanted = [InferRequestedOutput(name) for name in outputs]
     body, length = InferenceServerClient.generate_request_body([images(*photos)], outputs=wanted or None)
     headers = {"Inference-Header-Content-Length": str(length)}
-    answer = httpx2.post(f"{serving.url}/v2/models/{MODEL}/explain", content=body, headers=headers)
+    answer = httpx2.post(f"{serving.url}/v2/models/{MODEL}/explain", content=body, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     header = int(answer.headers["Inference-Header-Content-Length"])
     return InferenceServerClient.parse_response_body(answer.content, header_length=header)
@@ -153,7 +153,9 @@ def explained(serving: Process, *photos: Path, outputs: list[str]) -> InferResul
 
 def test_explain_gives_the_numbers_of_attention(serving: Process, photos: dict[str, Path]) -> None:
     found = explained(serving, photos["cat"], photos["espresso"], outputs=[])
-    asked = httpx2.post(f"{serving.url}/attention", content=photos["espresso"].read_bytes(), headers=JPEG).json()
+    asked = httpx2.post(
+        f"{serving.url}/attention", content=photos["espresso"].read_bytes(), headers=JPEG, timeout=60
+    ).json()
     assert found.as_numpy("probabilities").argmax(axis=1)[1] == asked["predictions"][0]["index"]
     assert len(found.get_response()["outputs"]) == 1 + 6 * len(asked["blocks"])
     for block in asked["blocks"]:

@@ -24,7 +24,7 @@ READMES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "
 
 
 def ran(*command: object, **options: Any) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -107,6 +107,6 @@ def test_it_serves_the_page_and_its_examples(
     monkeypatch.setattr(conftest, "NAM", installed.programs / "nam")
     running = conftest.start(tmp_path, NAM_CACHE_DIR=str(installed.programs.parent / "cache"))
     for path in ("/", "/web/app.js", "/web/examples/cat.jpg"):
-        assert httpx2.get(running.url + path).status_code == 200, path
+        assert httpx2.get(running.url + path, timeout=60).status_code == 200, path
     running.process.terminate()
-    assert running.process.wait(20) == 0
+    assert running.process.wait(60) == 0

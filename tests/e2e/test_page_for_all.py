@@ -120,7 +120,7 @@ def test_screenshot(name: str, example: str, options: dict, visit: Open, tmp_pat
 @pytest.mark.parametrize("example", ["espresso", "cat"])
 def test_screenshot_of_the_gallery(example: str, serving: Process, tmp_path: Path) -> None:
     """The picture that ``/attention`` answers, of four blocks; kept as the screenshots are."""
-    photo = httpx2.get(f"{serving.url}/web/examples/{example}.jpg").content
+    photo = httpx2.get(f"{serving.url}/web/examples/{example}.jpg", timeout=60).content
     blocks = "&".join(f"block={name}" for name in ("layer1.1", "layer2.1", "layer3.0", "layer4.1"))
     url = f"{serving.url}/attention?format=png&method=product&effects=true&top_channels=0&{blocks}"
     answer = httpx2.post(url, content=photo, headers={"Content-Type": "image/jpeg"}, timeout=30)

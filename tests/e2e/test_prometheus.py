@@ -6,7 +6,6 @@ It is Debian's. The dashboard's own queries are sent to it, and every alert is t
 import json
 import math
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ import yaml
 
 from app import api, errors, oip
 from tests.e2e.conftest import Process
+from tests.fakes import free_port
 
 DOCKER = Path(__file__).parents[2] / "docker"
 RULES = DOCKER / "prometheus" / "rules.yml"
@@ -85,9 +85,7 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """It has seen traffic for a few seconds, and sees it still."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = [f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}", "--log.level=warn"]
     configuration = configured(folder, serving.url.removeprefix("http://"))
     process = subprocess.Popen(["prometheus", f"--config.file={configuration}", *options])
@@ -95,12 +93,12 @@ def prometheus(
     traffic.start()
     try:
         running = Prometheus(f"http://{address}")
-        assert found(running, "sum(rate(nam_refusals_total[3s])) and sum(nam:gate_spread:images1h) > 0", 60)
+        assert found(running, "sum(rate(nam_refusals_total[3s])) and sum(nam:gate_spread:images1h) > 0", 180)
         yield running
     finally:
         traffic.end()
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def found(running: Prometheus, expression: str, seconds: float) -> list[dict[str, Any]]:
@@ -121,7 +119,7 @@ def asked(expression: str) -> str:
 
 @pytest.mark.parametrize(("title", "target"), TARGETS, ids=[f"{title}, {target['refId']}" for title, target in TARGETS])
 def test_every_panel_has_data(prometheus: Prometheus, title: str, target: dict[str, str]) -> None:
-    told = found(prometheus, asked(target["expr"]), 1 if "CUDA" in title else 20)
+    told = found(prometheus, asked(target["expr"]), 1 if "CUDA" in title else 60)
     assert bool(told) == ("CUDA" not in title)
     for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
         assert all(one["metric"][label] for one in told), label
@@ -141,13 +139,13 @@ def test_every_rule_is_evaluated_and_nothing_fires(prometheus: Prometheus) -> No
 
 
 def test_the_service_speaks_as_prometheus_wants_it(serving: Process) -> None:
-    text = httpx2.get(serving.url + "/metrics").content
+    text = httpx2.get(serving.url + "/metrics", timeout=60).content
     told = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (told.returncode, told.stdout + told.stderr) == (0, b"")
 
 
 def test_rules_and_panels_ask_for_what_is_exported(prometheus: Prometheus, serving: Process) -> None:
-    declared = set(re.findall(r"^# TYPE (\S+)", httpx2.get(serving.url + "/metrics").text, re.M))
+    declared = set(re.findall(r"^# TYPE (\S+)", httpx2.get(serving.url + "/metrics", timeout=60).text, re.M))
     recorded = {rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule}
     for expression in EXPRESSIONS:
         for name in re.findall(r"\b(?:nam|process)_\w+", re.sub(r"nam:[\w:]+", "", expression)):

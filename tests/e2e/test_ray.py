@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -45,7 +46,7 @@ def parts(models: list[str], place: int) -> Counter[str]:
 
 def test_the_load_spreads_over_both_machines(cluster: Cluster) -> None:
     with Callers(cluster.url) as callers:
-        until(lambda: len(callers.models) >= 60, 30)
+        until(lambda: len(callers.models) >= 60)
     assert not callers.again
     machines, processes = parts(callers.models, 1), parts(callers.models, 2)
     assert len(machines) == len(processes) == 2
@@ -80,19 +81,28 @@ def test_errors_keep_their_shape(cluster: Cluster, path: str, options: dict, sta
 
 
 def test_what_is_too_much_is_told_when_to_come_back(cluster: Cluster) -> None:
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda _: cluster.post(), range(80)))
-    assert {answer.status_code for answer in answers} == {200, 503}
-    assert {answer.headers["retry-after"] for answer in answers if answer.status_code == 503} == {"1"}
+    """Bodies that do not come hold their places for as long as they may, whoever is slow."""
+    with ExitStack() as crowd:
+        held = [crowd.enter_context(begun(cluster)) for _ in range(40)]
+        heads = [one.recv(4096).lower().partition(b"\r\n\r\n")[0].split(b"\r\n") for one in held]
+    assert {head[0][:12] for head in heads} == {b"http/1.1 408", b"http/1.1 503"}
+    assert all((b"retry-after: 1" in head) == (b" 503" in head[0]) for head in heads)
+    assert cluster.post().status_code == 200
+
+
+def begun(cluster: Cluster) -> socket.socket:
+    """A request whose body stops after its first bytes."""
+    url = httpx2.URL(cluster.url)
+    slow = socket.create_connection((url.host, url.port), 60)
+    slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegun")
+    return slow
 
 
 def test_a_body_arrives_as_it_is_sent_and_not_too_slowly(cluster: Cluster) -> None:
     image = picture()
     halves = iter([image[:50], image[50:]])
     assert cluster.post(content=halves).status_code == 200
-    url = httpx2.URL(cluster.url)
-    with socket.create_connection((url.host, url.port), 30) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegun")
+    with begun(cluster) as slow:
         assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
@@ -102,7 +112,9 @@ def test_a_caller_that_leaves_is_counted_as_gone(cluster: Cluster) -> None:
     def left() -> bool:
         with pytest.raises(httpx2.ReadTimeout):
             cluster.post(timeout=0.03)
-        return 'nam_requests_total{route="/predict",status="499"}' in httpx2.get(cluster.url + "/metrics").text
+        return (
+            'nam_requests_total{route="/predict",status="499"}' in httpx2.get(cluster.url + "/metrics", timeout=60).text
+        )
 
     until(left)
 
@@ -125,7 +137,7 @@ def test_a_replica_that_is_killed_loses_nothing_where_callers_ask_again(cluster:
         until(lambda: len(parts(callers.models, 2)) == 2)
         victim = callers.models[-1].split("/")[2]
         os.kill(int(victim), signal.SIGKILL)
-        until(lambda: cluster.running() == 2 and len(parts(callers.models, 2)) == 3, 60)
+        until(lambda: cluster.running() == 2 and len(parts(callers.models, 2)) == 3, 180)
     print(f"a kill: {len(callers.models)} answered, {len(callers.again)} sent again, {len(callers.lost)} lost")
     assert callers.again
     assert not callers.lost
@@ -136,7 +148,7 @@ def test_a_replica_that_is_no_longer_ready_is_replaced(cluster: Cluster) -> None
     with Callers(cluster.url) as callers:
         until(lambda: len(parts(callers.models, 2)) == 2)
         assert cluster.post(content=picture(255)).json()["code"] == "internal_error"
-        until(lambda: cluster.running() == 2 and len(parts(callers.models, 2)) == 3, 60)
+        until(lambda: cluster.running() == 2 and len(parts(callers.models, 2)) == 3, 180)
     assert {reason[:3] for reason in callers.again} <= {"500", "503"}
     assert not callers.lost
 
@@ -150,8 +162,8 @@ def test_replicas_come_and_go_with_the_requests_under_way(cluster: Cluster) -> N
     cluster.deploy(SETTINGS, {"max_replicas": 2}, {"autoscaling_config": scaling})
     assert cluster.running() == 1
     with Callers(cluster.url) as callers:
-        until(lambda: cluster.running() == 2 and len(parts(callers.models[-20:], 2)) == 2, 60)
-    until(lambda: cluster.running() == 1, 60)
+        until(lambda: cluster.running() == 2 and len(parts(callers.models[-20:], 2)) == 2, 180)
+    until(lambda: cluster.running() == 1, 180)
     assert not callers.lost
 
 
@@ -179,7 +191,7 @@ def test_answers_are_those_of_the_single_process(
                     assert answer["image"] == alone["image"]
     finally:
         single.process.terminate()
-        assert single.process.wait(20) == 0
+        assert single.process.wait(60) == 0
 
 
 def labels(answer: dict) -> list[str]:

@@ -25,7 +25,7 @@ def test_there_are_examples() -> None:
 def test_an_example_works(command: str, serving: Process, photos: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(photos["cat"], tmp_path / "photo.jpg")
     line = command.replace("http://127.0.0.1:8000", serving.url)
-    done = subprocess.run(["sh", "-ec", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", "-ec", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     if kept := re.search(r"-o (\S+)", line):
         assert (tmp_path / kept[1]).read_bytes().startswith(FIRST_BYTES[Path(kept[1]).suffix])

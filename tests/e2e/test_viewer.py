@@ -77,7 +77,7 @@ def test_the_page_opens_on_the_most_faithful_kind_and_the_papers_map_is_one_clic
 ) -> None:
     page = take_example(visit())
     kinds = page.locator("#kinds input")
-    methods = httpx2.get(serving.url + "/model").json()["methods"]
+    methods = httpx2.get(serving.url + "/model", timeout=60).json()["methods"]
     assert {kind.get_attribute("value") for kind in kinds.all()} == {"gate", *methods}
     expect(page.locator("#kind-text")).to_contain_text(f"opens on “{page.inner_text('#kinds input:checked + span')}”")
     page.get_by_role("radio", name="NAM (paper)").check(force=True)
@@ -109,7 +109,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     running = start(tmp_path_factory.mktemp("plain"), NAM_WEIGHTS=str(PLAIN))
     yield running
     running.process.terminate()
-    running.process.wait(20)
+    running.process.wait(60)
 
 
 def test_a_network_without_gates_is_labelled_and_says_so(visit: Open, plain: Process) -> None:
@@ -125,7 +125,7 @@ def test_the_command_answers_what_is_shown(visit: Open) -> None:
     page = take_example(visit())
     page.get_by_role("tab", name="layer3.1").click()
     expect(page.locator("#curl")).to_contain_text("layer3.1")
-    done = subprocess.run(["sh", "-ec", page.inner_text("#curl")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", "-ec", page.inner_text("#curl")], capture_output=True, text=True, timeout=300)
     (block,) = json.loads(done.stdout)["blocks"]
     assert block["name"] == "layer3.1"
     expect(page.locator("#effect-value")).to_have_text(signed(block["effect"]))

@@ -53,6 +53,7 @@ def asked(url: str, query: str, name: str = "espresso") -> dict:
         f"{url}/attention?{query}",
         content=(EXAMPLES / f"{name}.jpg").read_bytes(),
         headers={"content-type": "image/jpeg"},
+        timeout=60,
     ).json()
 
 
