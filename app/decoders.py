@@ -60,10 +60,13 @@ class Decoders:
                 await self._places.acquire()
                 outcome = await asyncio.shield(self._begin(image, size, deadline))
         except TimeoutError:
-            raise DeadlineExceeded from None
-        if isinstance(outcome, ServiceError):
-            raise outcome
-        return outcome
+            outcome = DeadlineExceeded()  # raised beyond: its context would be the task's that it ends
+        try:
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            return outcome
+        finally:
+            del outcome  # its traceback holds this frame, and so the image until the garbage is collected
 
     async def close(self) -> None:
         """Whatever they are at. Who waits for a place is told so, and starts no further one."""

@@ -1,6 +1,7 @@
 """Decoding in processes: what an image does to one, and to nobody else."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -306,3 +307,25 @@ print(*resource.getrlimit(resource.RLIMIT_AS))
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told.split() == [str(2**31)] * 2
+
+
+@pytest.mark.parametrize("seconds", [10, 0], ids=["refused", "late"])
+def test_an_image_without_an_answer_is_let_go_of_before_the_garbage_is_collected(seconds: float) -> None:
+    """Garbage is counted in objects: thirty images of 20 MB are not much of it."""
+    image = GOOD[:20] + bytes(1000)
+
+    async def scene() -> None:
+        async with opened() as pool:
+            before = sys.getrefcount(image)
+            for _ in range(3):
+                ended, _ = await asyncio.wait([asyncio.ensure_future(pool.decode(image, seconds))])
+                assert isinstance(ended.pop().exception(), BadImage | DeadlineExceeded)
+            while pool.decoders._work:
+                await asyncio.sleep(0.01)
+            assert sys.getrefcount(image) == before
+
+    gc.disable()
+    try:
+        play(scene())
+    finally:
+        gc.enable()
