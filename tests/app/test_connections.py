@@ -46,13 +46,13 @@ def test_a_head_that_does_not_come_is_not_waited_for(begun: bytes) -> None:
 @pytest.mark.parametrize("line", [b"x-more: 1\r\n", b"\r\n"], ids=["lines", "empty lines"])
 @pytest.mark.parametrize("kept", [False, True], ids=["a new connection", "a kept one"])
 def test_a_head_that_trickles_is_cut(kept: bool, line: bytes) -> None:
-    with listening(body_idle_ms=300) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000) as server, connected(server) as connection:
         if kept:
             connection.sendall(head(len(IMAGE)) + IMAGE)
             assert answers(connection, 1)[0][0] == 200
         if line.strip():
             connection.sendall(b"POST /predict HTTP/1.1\r\n")
-        assert dribble(connection, line, 0.05, 100) < 60
+        assert dribble(connection, line, 0.1, 100) < 60
 
 
 def test_a_head_without_an_end_is_of_bounded_size() -> None:
@@ -123,16 +123,16 @@ def test_trailers_are_no_headers() -> None:
 
 
 def test_a_kept_connection_may_pause_between_requests() -> None:
-    with listening(body_idle_ms=150) as server, connected(server) as connection:
-        for _ in range(3):
+    with listening(body_idle_ms=1000) as server, connected(server) as connection:
+        for pause in (1.5, 0):
             connection.sendall(head(len(IMAGE)) + IMAGE)
             assert answers(connection, 1)[0][0] == 200
-            threading.Event().wait(0.3)
+            threading.Event().wait(pause)
 
 
 @pytest.mark.parametrize("path", ["/predict", "/attention"], ids=["the short way", "the endpoint"])
 def test_the_rest_of_a_refused_body_is_read_for_so_long_only(path: str) -> None:
-    with listening(body_idle_ms=300, max_body_bytes=1000) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000, max_body_bytes=1000) as server, connected(server) as connection:
         connection.sendall(head(10**9).replace(b"/predict", path.encode()))
         assert answers(connection, 1)[0][0] == 413
         assert dribble(connection, b"x", 0.05, 100) < 60
@@ -147,11 +147,11 @@ def test_the_rest_of_a_refused_body_is_of_bounded_size(path: str) -> None:
 
 
 def test_a_refused_body_that_was_whole_leaves_the_next_request_its_time() -> None:
-    with listening(body_idle_ms=400, max_body_bytes=300_000) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000, max_body_bytes=300_000) as server, connected(server) as connection:
         connection.sendall(head(300_001))
         assert answers(connection, 1)[0][0] == 413
         connection.sendall(b"x" * 300_001)
-        threading.Event().wait(0.2)
+        threading.Event().wait(0.5)
         connection.sendall(head(len(IMAGE)) + IMAGE)
         assert answers(connection, 1)[0][0] == 200
 
@@ -167,9 +167,9 @@ def test_a_body_that_trickles_under_the_pause_ends_at_the_deadline() -> None:
 @pytest.mark.parametrize("path", ["/predict", "/attention"], ids=["the short way", "the endpoint"])
 def test_who_is_still_sending_reads_the_refusal_that_ends_the_connection(path: str) -> None:
     """Closed at once, with bytes unread, the kernel would reset it, and the answer be gone."""
-    with listening(body_idle_ms=200) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000) as server, connected(server) as connection:
         connection.sendall(head(1000).replace(b"/predict", path.encode()) + b"some")
-        threading.Event().wait(0.4)
+        threading.Event().wait(1.5)
         connection.sendall(b"more")
         threading.Event().wait(0.05)
         connection.sendall(b"and more")
@@ -209,7 +209,7 @@ def test_while_it_drains_every_answer_is_the_last_of_its_connection(path: str) -
 
 def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection() -> None:
     """Less than the transport's high-water mark is unread, so that nothing is paused."""
-    with listening(body_idle_ms=200) as server, connected(server) as connection:
+    with listening(body_idle_ms=1000) as server, connected(server) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         until(lambda: server.connections() == 1)
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
@@ -247,6 +247,7 @@ def test_many_that_do_not_read_a_large_answer_hold_bounded_memory(path: str) -> 
         body = explained() if "explain" in path else IMAGE
         answers = []
         for held in (0, 3900 - len(body), 0):
+            until(lambda: not server.load.requests)  # who has an answer may be there for a moment still
             server.load.body_bytes += held
             answers.append(httpx2.post(server.url + path, content=body, headers=PNG, timeout=60).status_code)
             server.load.body_bytes -= held

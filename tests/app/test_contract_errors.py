@@ -323,13 +323,13 @@ def _asgi(serving: Service, scope: dict, pieces: list[dict]) -> tuple[int, Respo
 
     async def receive() -> dict:
         piece = next(left, None)
-        return piece if piece is not None else await asyncio.sleep(5)
+        return piece if piece is not None else await asyncio.sleep(600)
 
     async def send(message: dict) -> None:
         sent.append(message)
 
     async def request() -> None:
-        await asyncio.wait_for(serving.client.app(scope, receive, send), 4)
+        await asyncio.wait_for(serving.client.app(scope, receive, send), 60)
 
     serving.client.portal.call(request)
     return (sent[0]["status"], _response(sent)) if sent else (0, Response(204))

@@ -1,24 +1,32 @@
 """What processes use, as /proc tells it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from app.processes import usage
+from app.processes import descent, stats, usage
+from tests.fakes import until
 
 BURN = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
 
 
 def test_a_process_is_itself_and_its_children() -> None:
-    before = usage(os.getpid())
-    with subprocess.Popen(["sleep", "60"]) as child:
-        with_child = usage(os.getpid())
-        child.kill()
-    assert with_child.processes == before.processes + 1
-    assert with_child.resident_bytes > before.resident_bytes > 1e6
+    """Of one that does nothing else meanwhile, as this one may."""
+    with subprocess.Popen(["sh", "-c", "read line; sleep 60; true"], stdin=subprocess.PIPE) as parent:
+        until(lambda: stats()[parent.pid][0] == "S")
+        before = usage(parent.pid)
+        parent.stdin.write(b"\n")
+        parent.stdin.flush()
+        until(lambda: usage(parent.pid).processes == 2)
+        with_child = usage(parent.pid)
+        for pid in descent(parent.pid, stats()):
+            os.kill(pid, signal.SIGKILL)
+    assert before.processes == 1
+    assert with_child.resident_bytes > before.resident_bytes > 1e5
     assert with_child.open_fds >= 3
 
 

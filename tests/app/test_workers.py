@@ -23,7 +23,7 @@ def test_a_process_that_is_started_while_the_signal_comes_is_ended_too(
 
     monkeypatch.setattr(supervisor, "_start", started)
     supervisor._start_http(1)
-    assert supervisor._http[1].wait(5) == -signal.SIGTERM
+    assert supervisor._http[1].wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(("ends", "code"), [(FAILED, FAILED), (3, 1), (-9, 1)])
