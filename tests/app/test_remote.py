@@ -47,7 +47,7 @@ async def opened(folder: Path, max_queue: int = 8) -> AsyncIterator[Both]:
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 20))
+    asyncio.run(asyncio.wait_for(scene, 120))
 
 
 async def until(condition: Any) -> None:
