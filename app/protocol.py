@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import cast
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -74,6 +75,8 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_offered_another:
+            return
         self._beside = 0
         self._forget_unasked()
         self._unset_keepalive_if_required()  # an answer within these same bytes has set it
@@ -101,6 +104,8 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_offered_another:
+            return
         self._in_body = False
         self._forget_unasked()
         if isinstance(self.cycle, _Exchange):
@@ -126,9 +131,30 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self, piece: bytes) -> None:
         self._beside += len(piece)
-        super().data_received(piece)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as stopped:
+            if self._is_offered_another:
+                self._decline(piece[stopped.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if self._beside > _MOST_HEAD:
             self.transport.abort()
+
+    @property
+    def _is_offered_another(self) -> bool:
+        """Whether a request would rather go on in another protocol, as Java's clients do: the parser leaves it there,
+        without its body."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _decline(self, rest: bytes) -> None:
+        """The request once more, without the offer."""
+        start = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(b"".join((start, *kept, b"\r\n", rest)))
 
     def on_response_complete(self) -> None:
         if self.transport.is_closing():  # once all is read, which nobody but us bounds
@@ -240,7 +266,7 @@ class Protocol(HttpToolsProtocol):
             and self.parser.get_http_version() == "1.1"
             and (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused  # uvicorn's way waits for whoever does not read
-            and not (self.expect_100_continue or self.parser.should_upgrade())
+            and not self.expect_100_continue
             and b"content-length" in headers
             and not any(name in headers for name in _ASKING)
             and _is_raw(headers.get(b"content-type", b"image/"))

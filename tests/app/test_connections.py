@@ -115,6 +115,20 @@ def test_much_that_is_no_head_takes_nobodys_answer(before: bytes, status: int) -
         assert answers(connection, 1)[0][0] == status
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict?top_k=1"])
+def test_an_offer_of_another_protocol_is_declined_and_the_request_answered(path: str) -> None:
+    """Java's clients make it with their first request, whatever that is."""
+    offer = head(len(IMAGE), "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    offer = offer.replace(b"/predict", path.encode())
+    with listening() as server, connected(server) as connection:
+        connection.sendall(offer + IMAGE + head(len(IMAGE)) + IMAGE)
+        assert [status for status, _ in answers(connection, 2)] == [200, 200]
+        connection.sendall(offer + IMAGE[:9])
+        threading.Event().wait(0.1)
+        connection.sendall(IMAGE[9:])
+        assert answers(connection, 1)[0][0] == 200
+
+
 def test_trailers_are_no_headers() -> None:
     trailed = b"%x\r\n%b\r\n0\r\nContent-Encoding: gzip\r\n\r\n" % (len(IMAGE), IMAGE)
     with listening() as server, connected(server) as connection:
