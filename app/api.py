@@ -103,7 +103,7 @@ async def attention(
     top_k: TopK = 5,
     lang: Lang = None,
     block: Annotated[list[str] | None, Query(description="Blocks to answer with, by name; default all.")] = None,
-    top_channels: Annotated[int, Query(ge=0, description="How many of the strongest channels.")] = 8,
+    top_channels: Annotated[int, Query(ge=0, le=2**16, description="How many of the strongest channels.")] = 8,
     maps: Annotated[
         Literal["none", "top", "all"], Query(description="Which maps to answer with; npz has all.")
     ] = "top",

@@ -100,6 +100,11 @@ SIMPLE: dict[str, tuple[int, str, Callable[[httpx2.Client], Response]]] = {
     "language": (422, "bad_parameter", lambda c: c.post("/predict?lang=fr", content=picture(), headers=PNG)),
     "block": (422, "bad_parameter", lambda c: c.post("/attention?block=layer9", content=picture(), headers=PNG)),
     "maps": (422, "bad_parameter", lambda c: c.post("/attention?maps=some", content=picture(), headers=PNG)),
+    "more channels than a message can say": (
+        422,
+        "bad_parameter",
+        lambda c: c.post(f"/attention?top_channels={2**64}", content=picture(), headers=PNG),
+    ),
     "timeout no number": (
         422,
         "bad_parameter",
