@@ -7,7 +7,7 @@ from tests.hostile.messages import GONE, Attempt, jpeg, request
 
 
 def attempts() -> Iterator[Attempt]:
-    """Against a service whose bodies may pause a second, and be of 20 MiB."""
+    """Against a service whose bodies may pause three seconds, and be of 20 MiB."""
     for of in (
         connections.lengths,
         connections.chunks,

@@ -50,4 +50,4 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     running = start(tmp_path_factory.mktemp("hostile"), NAM_LOG_LEVEL="warning")
     yield Target(running)
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(20) == 0, running.log.read_text()
+    assert running.process.wait(60) == 0, running.log.read_text()

@@ -39,7 +39,7 @@ def plain() -> Iterator[bytes]:
 
 def status_of(port: int, head: bytes, body: Iterator[bytes]) -> int:
     """Sends until nobody takes it any more; the answer's status."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(head)
         with suppress(ConnectionError):
             for piece in body:

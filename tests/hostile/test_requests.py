@@ -83,7 +83,7 @@ class Siege:
 
 @pytest.fixture(scope="module")
 def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
-    running = start(tmp_path_factory.mktemp("siege"), NAM_BODY_IDLE_MS="1000", NAM_LOG_LEVEL="warning")
+    running = start(tmp_path_factory.mktemp("siege"), NAM_BODY_IDLE_MS="3000", NAM_LOG_LEVEL="warning")
     target = Target(running)
     make(target.port, Attempt("good", [request(jpeg())], [{200}]))
     pids, before = target.pids, target.resident_kb()
@@ -94,7 +94,7 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
     last = make(target.port, Attempt("good", [request(jpeg())], [{200}]))
     yield Siege(heard, peak, (pids, target.pids), last.statuses[0])
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(20) == 0, running.log.read_text()
+    assert running.process.wait(60) == 0, running.log.read_text()
 
 
 def test_every_attempt_has_an_answer_that_it_may_have(siege: Siege) -> None:
@@ -117,6 +117,7 @@ def test_every_refusal_has_the_contracts_shape(siege: Siege) -> None:
 
 def test_every_answer_comes_in_time(siege: Siege) -> None:
     slowest = max(siege.heard, key=lambda heard: heard.seconds)
+    print(f"{slowest.attempt.name}: {slowest.seconds:.1f} s")
     assert slowest.seconds < LONGEST_S, slowest.attempt.name
 
 
