@@ -78,7 +78,7 @@ class Run(Protocol):
     @property
     def card(self) -> Card: ...
 
-    def lanes(self, on_restart: Callable[[], None]) -> list[Lane[Job, Outcome]]: ...
+    def lanes(self, on_restart: Callable[[], None], on_end: Callable[[str], None]) -> list[Lane[Job, Outcome]]: ...
 
     def memory(self) -> dict[str, int]: ...
 
@@ -99,8 +99,10 @@ class Forward:
     def card(self) -> Card:
         return self._engine.card
 
-    def lanes(self, on_restart: Callable[[], None] = lambda: None) -> list[Lane[Job, Outcome]]:
-        """``on_restart`` is for lanes that can be started again; a thread cannot."""
+    def lanes(
+        self, on_restart: Callable[[], None] = lambda: None, on_end: Callable[[str], None] = lambda _: None
+    ) -> list[Lane[Job, Outcome]]:
+        """Both are for lanes that can be started again, and told when one is, and when none can be; a thread cannot."""
         self._lanes = [ThreadLane(self, f"lane-{number}") for number in range(self.card.lanes)]
         return list(self._lanes)
 

@@ -6,6 +6,7 @@ end. A batch is one message there and one back (:mod:`app.wire`).
 """
 
 import asyncio
+import itertools
 import logging
 import signal
 import socket
@@ -34,6 +35,7 @@ DECODE_S = 2.0
 STUCK_S = 5.0
 START_S = 120.0  # what a lane may take to start again: the graph is there
 PAUSE_S = 1.0  # before a lane that could not be started again is tried once more
+TRIES = 3  # so often; where no lane lives any more, the service has failed then
 
 
 class LaneDied(RuntimeError):
@@ -78,6 +80,7 @@ class ProcessLanes:
         self._settings = settings.model_copy(update={"lanes": 1, "threads": threads})
         self._on_forward = on_forward
         self._on_restart: Callable[[], None] = lambda: None
+        self._on_end: Callable[[str], None] = lambda _: None
         self._longest_s = settings.timeout_ms / 1000 + STUCK_S
         self._busy = 0
         self._lone_threads = [count * threads] + [threads] * (count - 1)
@@ -93,10 +96,13 @@ class ProcessLanes:
         for number in range(count):
             self._idle.put_nowait(number)
         self._starting: set[asyncio.Task[None]] = set()
+        self._down: set[int] = set()  # the lanes that are being started again
 
-    def lanes(self, on_restart: Callable[[], None] = lambda: None) -> list[batching.Lane[Job, Outcome]]:
+    def lanes(
+        self, on_restart: Callable[[], None] = lambda: None, on_end: Callable[[str], None] = lambda _: None
+    ) -> list[batching.Lane[Job, Outcome]]:
         """The first process alone can take what all have; it is the one that whoever comes alone gets."""
-        self._on_restart = on_restart
+        self._on_restart, self._on_end = on_restart, on_end
         return [self._run] * len(self._lanes)
 
     def memory(self) -> dict[str, int]:
@@ -156,11 +162,12 @@ class ProcessLanes:
 
     def _start_again(self, number: int) -> None:
         self._on_restart()
+        self._down.add(number)
         self._starting.add(task := asyncio.ensure_future(self._started_again(number)))
         task.add_done_callback(self._starting.discard)
 
     async def _started_again(self, number: int) -> None:
-        while True:
+        for tries in itertools.count(1):
             self._lanes[number].kill()
             ended = await asyncio.to_thread(self._lanes[number].wait)
             logger.error("lane %d ended %s and is started again", number, ended)
@@ -171,7 +178,10 @@ class ProcessLanes:
                 break
             except (EngineError, OSError):
                 logger.exception("lane %d could not be started again", number)
+                if tries >= TRIES and len(self._down) == len(self._lanes):
+                    self._on_end("no lane can be started again")
                 await asyncio.sleep(PAUSE_S)
+        self._down.discard(number)
         self._idle.put_nowait(number)
 
     def _close_all(self) -> None:

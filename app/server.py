@@ -84,7 +84,9 @@ class DrainingServer(uvicorn.Server):
 
     async def _close(self, server: asyncio.Server) -> None:
         """Without those who wait to be accepted, the kernel would reset their connections."""
-        listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+        listeners = []
+        with suppress(OSError):  # no file is left: nobody more can be accepted
+            listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
         server.close()
         for listener in listeners:
             with listener, suppress(OSError):  # none waits any more, or none can be taken

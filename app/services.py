@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from operator import attrgetter
@@ -119,7 +119,7 @@ def lanes_here(open_run: OpenRun) -> OpenLanes:
     async def open_lanes(settings: Settings, metrics: Metrics, load: Load) -> AsyncIterator[tuple[Described, Lanes]]:
         run = await asyncio.to_thread(open_run, settings, metrics.model.observe)
         watch, traces = asyncio.create_task(_watch_memory(run, metrics)), open_traces(batches=True)
-        lanes = run.lanes(metrics.lane_restarts.inc)
+        lanes = run.lanes(metrics.lane_restarts.inc, lambda reason: batcher.fail(reason))
         logger.info("serving because: %s", run.card.facts.get("reason", "nothing is known"))
 
         def on_batch(record: BatchRecord) -> None:
@@ -150,10 +150,11 @@ def lanes_here(open_run: OpenRun) -> OpenLanes:
 
 
 async def _watch_memory(run: Run, metrics: Metrics) -> None:
-    """Ends at once where the engine has no device with memory of its own."""
-    while memory := run.memory():
-        metrics.on_memory(memory)
-        await asyncio.sleep(MEMORY_EVERY_S)
+    """Ends at once where the engine has no device with memory of its own, and where the device is lost."""
+    with suppress(RuntimeError):
+        while memory := run.memory():
+            metrics.on_memory(memory)
+            await asyncio.sleep(MEMORY_EVERY_S)
 
 
 async def _of_request(request: Request) -> Services:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from app import lane_process, wire
-from app.engine import Answer, Ask, EngineError, EngineFailed
+from app.engine import Answer, Ask, Card, EngineError, EngineFailed
 from app.errors import BadImage, InternalError
 from app.forward import Decoded, Done, Forward, Job, timed_decode
 from app.lane_process import ProcessLanes
@@ -235,6 +235,30 @@ def test_a_lane_that_is_stuck_while_it_starts_again_is_started_once_more(
             call = asyncio.ensure_future(lane([Job(picture(75), 1)]))
             while len(engines) < 3:
                 await asyncio.sleep(0.01)
+            call.cancel()
+
+    play(scene())
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["none lives", "another lives"])
+def test_where_no_lane_can_be_started_again_the_service_has_failed(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr(lane_process, "PAUSE_S", 0.01)
+
+    def refuse(lane: Lane) -> Card:
+        raise EngineError("the graph is damaged")
+
+    async def scene() -> None:
+        ended: list[str] = []
+        async with opened(1 + others) as run:
+            lane = run.lanes(on_end=ended.append)[0]
+            monkeypatch.setattr(Lane, "card", refuse)
+            engines[0].error = SystemExit(1)
+            call = asyncio.ensure_future(lane([Job(picture(75), 1)]))
+            while len(engines) < 6 + others:
+                await asyncio.sleep(0.001)
+            assert bool(ended) == (not others)
             call.cancel()
 
     play(scene())

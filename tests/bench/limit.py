@@ -40,7 +40,7 @@ class Nothing:
 
     card = CARD
 
-    def lanes(self, on_restart: Callable[[], None]) -> list[Lane[Job, Outcome]]:
+    def lanes(self, on_restart: Callable[[], None], on_end: Callable[[str], None]) -> list[Lane[Job, Outcome]]:
         return [self._answer] * CARD.lanes
 
     async def close(self) -> None:
