@@ -25,7 +25,7 @@ class Caller(threading.Thread):
         self._port, self._image, self._path, self._seen = service.port, image, path, seen
 
     def run(self) -> None:
-        kept = http.client.HTTPConnection("127.0.0.1", self._port, timeout=15)
+        kept = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         while (told := self._ask(kept)) != "refused":
             self._seen[told] += 1
             if told == 503:
@@ -57,11 +57,11 @@ def drained(service: Service, images: list[bytes], paths: list[str]) -> Counter[
     callers = [Caller(service, images[i % len(images)], paths[i % len(paths)], seen) for i in range(CALLERS)]
     for caller in callers:
         caller.start()
-    until(lambda: seen[200] > 5 * CALLERS, 60)
+    until(lambda: seen[200] > 5 * CALLERS)
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(15) == 0, service.log.read_text()
+    assert service.process.wait(60) == 0, service.log.read_text()
     for caller in callers:
-        caller.join(20)
+        caller.join(60)
     return seen
 
 

@@ -78,7 +78,7 @@ def test_without_a_device_or_a_batcher_it_turns_red_and_ends_with_its_code(
 
     def pieces() -> Iterator[bytes]:
         yield image[:20]
-        released.wait(10)
+        released.wait(60)
         yield image[20:]
 
     slow = threading.Thread(target=lambda: told.append(doomed.ask(pieces())))  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_without_a_device_or_a_batcher_it_turns_red_and_ends_with_its_code(
     released.set()
     slow.join()
     assert (told[0].status_code, told[0].json()["code"]) == (503, "not_ready")
-    assert doomed.process.wait(30) == FAILED
+    assert doomed.process.wait(60) == FAILED
     with running(doomed.log.parent, FAULTY, port=doomed.port) as again:
         assert good(again)
 
@@ -131,17 +131,17 @@ def service_errors_are_told(service: Service) -> bool:
 def test_a_full_disk_for_the_cache_stops_the_start_in_words(tmp_path: Path) -> None:
     """No file may grow beyond 1 MB, and the graph has 20."""
     one = launch(tmp_path, NAM, limits={resource.RLIMIT_FSIZE: 2**20}, NAM_CACHE_DIR=str(tmp_path / "cache"))
-    assert one.process.wait(100) == 2
+    assert one.process.wait(300) == 2
     last = one.log.read_text().splitlines()[-1]
     assert last.startswith(f"nam: no graph could be written to NAM_CACHE_DIR={tmp_path / 'cache'}")
 
 
 def test_few_file_descriptors_mean_few_connections_and_no_end(tmp_path: Path) -> None:
-    with running(tmp_path, FAULTY, limits={resource.RLIMIT_NOFILE: 96}, NAM_BODY_IDLE_MS="1500") as one:
+    with running(tmp_path, FAULTY, limits={resource.RLIMIT_NOFILE: 96}, NAM_BODY_IDLE_MS="4000") as one:
         crowd = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(200)]
         before = seconds_of(one)
-        threading.Event().wait(1)
-        assert seconds_of(one) - before < 0.3  # it does not spin
+        threading.Event().wait(2)
+        assert seconds_of(one) - before < 0.6  # it does not spin
         until(lambda: one.ready() == 200)  # those that say nothing are cut
         assert good(one)
         for connection in crowd:
