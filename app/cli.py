@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
+    _open_standard_files()
     settings = _settings(arguments)
     from app.lane_process import open_run
     from app.server import FAILED, serve
@@ -67,6 +69,14 @@ def serve(arguments: argparse.Namespace) -> int:
             raise
         raise OSError(f"no service on {settings.host}:{settings.port}; the lines above say why") from None
     return 0
+
+
+def _open_standard_files() -> None:
+    """Where the service was started without some of them: what it opens itself would take their numbers, libuv aborts
+    when it closes one of those, and C writes its errors to them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def predict(arguments: argparse.Namespace) -> int:

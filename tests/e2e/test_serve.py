@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chaos.service import running as running_anyhow
 from tests.e2e.conftest import NAM, Process, start
 from tests.fakes import until
 
@@ -124,6 +125,11 @@ def test_sigterm_answers_what_was_accepted_and_exits_0(tmp_path: Path, photos: d
     assert set(statuses) <= {200, 503, 0}
     accepted = running.log.read_text().count("POST /predict ")
     assert accepted == len([status for status in statuses if status])
+
+
+def test_it_serves_and_ends_well_without_standard_files(tmp_path: Path) -> None:
+    with running_anyhow(tmp_path, ("sh", "-c", f"exec {NAM} serve <&- >&- 2>&-")) as service:
+        assert service.end(60) == 0
 
 
 def test_a_start_on_a_port_that_is_taken_fails_in_words() -> None:
