@@ -54,9 +54,9 @@ def metric(service: Service, name: str) -> float:
 
 
 def processes(service: Service, module: str) -> list[int]:
-    """Those of its children that run the module, the oldest first."""
-    children = [pid for pid, (_, parent, *_) in stats().items() if int(parent) == service.process.pid]
-    return sorted(pid for pid in children if module in command(pid))
+    """Those of its children that run the module, the oldest first, whose number need not be the lowest."""
+    children = {pid: int(told[19]) for pid, told in stats().items() if int(told[1]) == service.process.pid}
+    return sorted((pid for pid in children if module in command(pid)), key=children.__getitem__)
 
 
 def command(pid: int) -> str:

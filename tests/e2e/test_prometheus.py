@@ -105,7 +105,7 @@ def found(running: Prometheus, expression: str, seconds: float) -> list[dict[str
     """What it finds, waited for: a scrape that came too late leaves a gap. Nothing, where nothing comes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(httpx2.TransportError):  # it still starts
+        with suppress(httpx2.TransportError, json.JSONDecodeError):  # it still starts, and says so in plain words
             if told := running.query(expression):
                 return told
         time.sleep(0.1)
