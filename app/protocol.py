@@ -49,7 +49,8 @@ class Protocol(HttpToolsProtocol):
     _beside = 0  # bytes since the last head that was whole, or the last piece of a body
     _in_body = False
     _last_answered = False  # nothing that still comes is looked at
-    later = b""  # came behind requests that wait for the answer before theirs
+    later = b""  # came behind requests that wait for the answer before theirs, or that were answered at once
+    _answered_at_once = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -121,13 +122,26 @@ class Protocol(HttpToolsProtocol):
             if self.pipeline:
                 self.later += data[at:]
                 return
+            self._answered_at_once = False
             self._parse(data[at : at + _PIECE])
             if self.transport.is_closing() or self._last_answered:
+                return
+            if self._answered_at_once and len(data) > at + _PIECE:  # others have their turn
+                self.later += data[at + _PIECE :]
+                self.flow.pause_reading()
+                self.loop.call_soon(self._go_on)
                 return
         if self.exchange is not None:
             self.exchange.wait_for_more()
         elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
             self._take_unasked(len(data))
+
+    def _go_on(self) -> None:
+        """With what was left for later, where nobody waits for an answer before theirs."""
+        if self.later and not self.pipeline:
+            later, self.later = self.later, b""
+            self.flow.resume_reading()
+            self.data_received(later)
 
     def _parse(self, piece: bytes) -> None:
         self._beside += len(piece)
@@ -161,10 +175,9 @@ class Protocol(HttpToolsProtocol):
             self._watch_reading(before=None)
         if self._last_answered:
             return
+        self._answered_at_once = True
         super().on_response_complete()
-        if self.later and not self.pipeline:
-            later, self.later = self.later, b""
-            self.data_received(later)
+        self._go_on()
 
     def finish(self) -> None:
         """The last answer is written. Where the body is not whole, closing now would take the answer away from whoever

@@ -11,8 +11,9 @@ from typing import cast
 import httpx2
 import orjson
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 
-from app.protocol import Protocol
+from app.protocol import Protocol, _Flow
 from tests.app.test_protocol import PNG, Server, answers, connected, head, listening, read_all
 from tests.fakes import picture, until
 
@@ -97,6 +98,16 @@ def test_of_the_requests_that_are_sent_at_once_few_are_parsed_before_their_turn_
         assert waiting(server) < 300
         server.engine.gate.set()
         assert {status for status, _ in answers(connection, 2001)} == {200}
+
+
+def test_many_that_are_refused_at_once_let_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten connections full of them had the event loop for themselves for as long as they came."""
+    turns = list[None]()
+    monkeypatch.setattr(_Flow, "pause_reading", lambda flow: turns.append(FlowControl.pause_reading(flow)))
+    with listening(api_keys="one") as server, connected(server) as connection:
+        connection.sendall(head(0) * 400)
+        assert {status for status, _ in answers(connection, 400)} == {401}
+    assert turns
 
 
 def test_no_more_is_read_while_requests_wait() -> None:
