@@ -66,6 +66,14 @@ def command(pid: int) -> str:
     return ""
 
 
+def started(pid: int) -> bool:
+    """Whether a decoder is about to take images: it has made itself the first to go. Else it may start for longer than
+    it may decode."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+    return False
+
+
 def state(pid: int) -> str:
     """As in proc(5); nothing of a process that is gone."""
     return next(iter(stats().get(pid, ())), "")
@@ -120,7 +128,7 @@ def test_decoders_that_are_killed_or_stopped_cost_nobody_else_an_answer(service:
 
     def harm() -> None:
         os.kill(processes(service, "faulty_decoder")[0], signal.SIGKILL)
-        time.sleep(0.5)
+        until(lambda: list(map(started, processes(service, "faulty_decoder"))) == [True] * 2)
         stopped = processes(service, "faulty_decoder")[0]
         os.kill(stopped, signal.SIGSTOP)
         until(lambda: stopped not in processes(service, "faulty_decoder"))
