@@ -119,7 +119,7 @@ class Protocol(HttpToolsProtocol):
             self._take_unasked(len(data))
             return
         for at in range(0, len(data), _PIECE):
-            if self.pipeline:
+            if self.pipeline or self.later:
                 self.later += data[at:]
                 return
             self._answered_at_once = False
