@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import cast
 
 import httpx2
@@ -110,13 +110,38 @@ def test_many_that_are_refused_at_once_let_others_have_their_turn(monkeypatch: p
     assert turns
 
 
+class Gates(threading.Event):
+    """One for each batch, in turn."""
+
+    def __init__(self, *gates: threading.Event) -> None:
+        super().__init__()
+        self._gates = iter(gates)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return next(self._gates).wait(timeout)
+
+
 def test_no_more_is_read_while_requests_wait() -> None:
-    most = 0
+    """Each answer before theirs, and the application that looks for a body, would have it read on."""
+    first, second, some = threading.Event(), threading.Event(), b"GET /healthz HTTP/1.1\r\n\r\n" * 100
     with listening() as server, connected(server) as connection:
-        for _ in range(300):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 100)
-            most = max(most, waiting(server))
-    assert most < 300
+        server.engine.gate = Gates(first, second)
+        usual = head(len(IMAGE)) + IMAGE
+        sender = threading.Thread(target=send_all, args=(connection, usual + some + usual + some * 4000))
+        sender.start()
+        until(lambda: waiting(server) > 0)
+        first.set()
+        until(lambda: server.engine.batches == [1, 1])
+        time.sleep(0.3)  # in which all would be read
+        assert sum(len(cast(Protocol, one).later) for one in server.open_connections()) < 2**20
+        second.set()
+        connection.shutdown(socket.SHUT_RDWR)
+        sender.join()
+
+
+def send_all(connection: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        connection.sendall(data)
 
 
 @pytest.mark.parametrize(("before", "status"), [(b"", 400), (head(len(IMAGE)) + IMAGE, 200)], ids=["alone", "behind"])
