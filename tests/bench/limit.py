@@ -43,6 +43,9 @@ class Nothing:
     def lanes(self, on_restart: Callable[[], None], on_end: Callable[[str], None]) -> list[Lane[Job, Outcome]]:
         return [self._answer] * CARD.lanes
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     async def close(self) -> None:
         """There is nothing to close."""
 
