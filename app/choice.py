@@ -57,13 +57,20 @@ def load_engine(settings: Settings, *, lone_threads: int = 0) -> Engine:
     if choice.engine == "openvino":
         from app.openvino_engine import OpenVINOEngine
 
-        cache = settings.cache_dir.expanduser()
         how["lone_threads"] = lone_threads
+        cache = _folder(settings.cache_dir)
         return OpenVINOEngine(weights, sha256=sha256, cache=cache, dtype=choice.dtype, reason=choice.reason, **how)
     from app.torch_engine import TorchEngine
 
     device, dtype = choice.device, choice.dtype
     return TorchEngine(weights, sha256=sha256, device=device, dtype=dtype, reason=choice.reason, **how)
+
+
+def _folder(told: Path) -> Path:
+    try:
+        return told.expanduser()
+    except RuntimeError:  # whoever is no user and has no HOME, as in some containers
+        raise EngineError(f"NAM_CACHE_DIR={told}, and there is no such home: name another folder") from None
 
 
 def _device(asked: Device) -> tuple[Literal["cpu", "cuda"], str]:

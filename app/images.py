@@ -12,9 +12,10 @@ mean black and white. Of an animation, or of several pages, the first picture co
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,8 @@ REFUSED: tuple[tuple[str, re.Pattern[bytes], str], ...] = (
 )
 
 # TIFF tags.
-BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 258, 262, 322, 323
+BITS, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT, SAMPLE_FORMAT = 258, 262, 322, 323, 339
+SIGNED = 2  # of the sample formats
 
 # How a JPEG's notes begin in which an orientation may be: EXIF's and XMP's.
 NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
@@ -245,7 +247,7 @@ def orientation(image: Image.Image) -> int:
 
 def in_colour(image: Image.Image) -> Image.Image:
     """The same picture, opaque, in mode RGB, RGBX or L, as is cheapest. Raises BadImage for numbers without a range."""
-    if image.mode in ("I", "F"):
+    if image.mode in ("I", "F") or SIGNED in _tiff_tags(image).get(SAMPLE_FORMAT, ()):
         raise BadImage(
             "Images of 32-bit or signed numbers or of floats are not accepted: send 8 or 16 bits, as PNG or TIFF."
         )
@@ -271,7 +273,7 @@ def on_white(image: Image.Image) -> Image.Image:
 def grey_from_16_bits(image: Image.Image) -> Image.Image:
     """16-bit grey (12-bit in some TIFF) scaled to mode L, rounded; a transparent level is white."""
     levels = np.asarray(image)
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    tags = _tiff_tags(image)
     wide = levels.astype(np.uint32)
     if tags.get(BITS) == (12,):
         wide = np.bitwise_or(wide << 4, wide >> 8, dtype=np.uint32)
@@ -284,3 +286,7 @@ def grey_from_16_bits(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey[levels == image.info["transparency"]] = 255
     return Image.fromarray(grey)
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    return image.tag_v2 if isinstance(image, TiffImageFile) else {}

@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MIB = 2**20
 # What may need no key where keys are set; health never needs one.
 _DOORS = frozenset({"page", "docs", "metrics"})
+# Of anything: messages between processes take 64 bits, and memory is twenty times the pixels.
+_MOST = 10**12
 
 
 class Settings(BaseSettings):
@@ -44,7 +46,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default=Path("~/.cache/nam-serve"), description="Where networks exported for OpenVINO are kept."
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads of one forward; 0 shares the cores among the lanes.")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads of one forward; 0 shares the cores among the lanes."
+    )
     lanes: int = Field(
         default=0,
         ge=0,
@@ -127,6 +131,13 @@ class Settings(BaseSettings):
         description="One in so many images asked for labels is looked at for nam_gate_spread; 0: only /attention's.",
     )
 
+    @field_validator("*")
+    @classmethod
+    def _is_no_slip(cls, told: object) -> object:
+        if isinstance(told, int) and told > _MOST:
+            raise ValueError(f"at most {_MOST}")
+        return told
+
     @field_validator("api_keys_file", mode="before")
     @classmethod
     def _is_named(cls, told: object) -> object:
@@ -142,7 +153,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_can_be_sent(self) -> "Settings":
         """A slip must not leave a service open, nor closed to all. No key is in the words."""
-        asked_for = bool(self.api_keys.get_secret_value().strip() or self.api_keys_file)
+        asked_for = bool(self.api_keys.get_secret_value() or self.api_keys_file)
         if asked_for and not self.keys:
             raise ValueError("keys are asked for, and there are none in api_keys or in the file of api_keys_file")
         if not all(re.fullmatch(r"[!-+\--~]+", key) for key in self.keys):

@@ -121,6 +121,13 @@ def test_the_chosen_engine_is_started_as_the_settings_say(
     assert (path, options) == ("w", {"sha256": sha256, "dtype": "float32", **sizes, **own})
 
 
+def test_who_has_no_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "app.openvino_engine", SimpleNamespace(OpenVINOEngine=None))
+    settings = Settings(engine="openvino", device="cpu", dtype="float32", cache_dir="~no-such-user/cache")
+    with pytest.raises(EngineError, match="no such home"):
+        load_engine(settings)
+
+
 # The probes.
 
 

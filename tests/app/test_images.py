@@ -365,6 +365,14 @@ def test_floats_and_32_bit_integers_are_refused_in_plain_words(kind: type[np.gen
         read(data)
 
 
+def test_signed_bytes_are_refused_too() -> None:
+    """PIL takes them for unsigned ones."""
+    tags = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, PIXELS), (277, 1), (278, 1), (279, LENGTH))
+    assert read(tiff(*tags, pixels=b"\xff"), size=1).pixels.max() == 255
+    with pytest.raises(BadImage, match="signed"):
+        read(tiff(*tags, (339, 2), pixels=b"\xff"))
+
+
 # The first picture of several.
 
 

@@ -51,9 +51,10 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         Settings(api_keys_file=tmp_path / "nowhere")
 
 
-def test_only_commas_are_no_keys() -> None:
+@pytest.mark.parametrize("slip", [" , ", " "])
+def test_commas_and_spaces_are_no_keys_and_leave_nothing_open(slip: str) -> None:
     with pytest.raises(ValidationError, match="there are none"):
-        Settings(api_keys=" , ")
+        Settings(api_keys=slip)
 
 
 def test_what_is_opened_must_be_known() -> None:

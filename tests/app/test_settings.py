@@ -15,7 +15,14 @@ def test_a_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("NAM_DEVICE", "tpu"), ("NAM_PORT", "70000"), ("NAM_MAX_QUEUE", "0"), ("NAM_TIMEOUT_MS", "soon")],
+    [
+        ("NAM_DEVICE", "tpu"),
+        ("NAM_PORT", "70000"),
+        ("NAM_MAX_QUEUE", "0"),
+        ("NAM_TIMEOUT_MS", "soon"),
+        ("NAM_MAX_PIXELS", "9" * 30),
+        ("NAM_BODY_IDLE_MS", "9" * 400),
+    ],
 )
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
