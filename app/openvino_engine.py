@@ -97,7 +97,7 @@ class OpenVINOEngine(ArrayEngine["_Lane"]):
         self._lock_compiled, self._lock_held = threading.Lock(), threading.Lock()
         super().__init__(card, [_Lane(self._network, card) for _ in range(lanes)])
         # What few ask for is compiled when it is first asked for: each takes as much memory as the weights.
-        self.warm_up(range(card.max_batch, 0, -1), ("labels", "gates") if card.blocks else ("labels",))
+        self.warm_up(_sizes(card.max_batch), ("labels", "gates") if card.blocks else ("labels",))
 
     def _read(self) -> dict[str, Any]:
         """What the graph says of its network. Raises EngineError for a graph that is no longer whole."""
@@ -162,6 +162,13 @@ class _Lane:
             network = self._network(shape)
             self._requests[shape] = network.create_infer_request(), [port.any_name for port in network.outputs]
         return self._requests[shape]
+
+
+def _sizes(most: int) -> list[int]:
+    """The batches of the warm-up, the largest first: all that are usual, and of the others each half of the one before.
+    All of them would be a million images where a thousand may be in one."""
+    large = [most >> halved for halved in range(most.bit_length()) if most >> halved > _MOST_IMAGES]
+    return [*large, *range(min(most, _MOST_IMAGES), 0, -1)]
 
 
 def _on(streams: int, threads_each: int) -> dict[str, Any]:

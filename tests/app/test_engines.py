@@ -325,6 +325,13 @@ def bare(kind: str, cache: Path) -> Start:
     return TorchEngine if kind == "torch" else partial(OpenVINOEngine, cache=cache)
 
 
+def test_a_start_warms_up_few_images_where_a_batch_may_be_large() -> None:
+    warmed = openvino_engine._sizes(1024)
+    assert warmed[0] == 1024
+    assert set(warmed) > set(range(1, 17))  # the default: none of its batches is the first of its size
+    assert sum(warmed) < 4 * 1024
+
+
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
 def test_missing_weights_stop_the_start(kind: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="nowhere is neither a weights file nor the name"):
