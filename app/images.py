@@ -12,8 +12,7 @@ mean black and white. Of an animation, or of several pages, the first picture co
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +121,7 @@ def decode(data: bytes | memoryview, *, size: int, crop: float, max_pixels: int)
     """
     body = bytes(data)  # costs nothing where they are bytes already
     name = sniff(body)
-    with decoder_words_to_the_log(name, len(body)):
-        stored, turned = read_jpeg(body, max_pixels) if name == "JPEG" else read(body, name, max_pixels)
-        coloured = in_colour(stored)
+    coloured, turned = read_in_colour(body, name, max_pixels)
     box = crop_box(*coloured.size, crop)
     small = coloured.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("RGB")
     upright = small.transpose(UPRIGHT[turned]) if turned in UPRIGHT else small
@@ -154,18 +151,19 @@ def sniff(data: bytes) -> str:
     )
 
 
-@contextmanager
-def decoder_words_to_the_log(name: str, size: int) -> Iterator[None]:
-    """Turn whatever a decoder raises into BadImage, its words into a line of the log.
+def read_in_colour(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, int]:
+    """The image as :func:`in_colour` has it, and its orientation. Whatever a decoder raises is a BadImage, its words a
+    line of the log.
 
     All exceptions, because damaged bytes make PIL raise nearly any; MemoryError too: the size has passed by then.
     """
     try:
-        yield
+        stored, turned = read_jpeg(data, max_pixels) if name == "JPEG" else read(data, name, max_pixels)
+        return in_colour(stored), turned
     except ServiceError:
         raise
     except Exception as error:
-        log.info("%s of %d bytes refused: %r", name, size, error)
+        log.info("%s of %d bytes refused: %r", name, len(data), error)
         raise BadImage(f"The image begins as {name} but is damaged, truncated or of an unusual kind.") from None
 
 
