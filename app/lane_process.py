@@ -95,8 +95,7 @@ class ProcessLanes:
         self._idle: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for number in range(count):
             self._idle.put_nowait(number)
-        self._starting: set[asyncio.Task[None]] = set()
-        self._down: set[int] = set()  # the lanes that are being started again
+        self._starting: set[asyncio.Task[None]] = set()  # one for each lane that is down
 
     def lanes(
         self, on_restart: Callable[[], None] = lambda: None, on_end: Callable[[str], None] = lambda _: None
@@ -162,7 +161,6 @@ class ProcessLanes:
 
     def _start_again(self, number: int) -> None:
         self._on_restart()
-        self._down.add(number)
         self._starting.add(task := asyncio.ensure_future(self._started_again(number)))
         task.add_done_callback(self._starting.discard)
 
@@ -178,10 +176,9 @@ class ProcessLanes:
                 break
             except (EngineError, OSError):
                 logger.exception("lane %d could not be started again", number)
-                if tries >= TRIES and len(self._down) == len(self._lanes):
+                if tries >= TRIES and len(self._starting) == len(self._lanes):
                     self._on_end("no lane can be started again")
                 await asyncio.sleep(PAUSE_S)
-        self._down.discard(number)
         self._idle.put_nowait(number)
 
     def _close_all(self) -> None:
