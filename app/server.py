@@ -3,7 +3,8 @@
 uvicorn would close its listener first and end by the signal. Here the first signal turns /readyz red and refuses new
 work with 503; from then on every answer is the last one of its connection. When nothing is under way any more, or the
 grace is over, the listener closes; who then sends on an open connection, having heard of nothing, is still answered for
-a moment. A second signal ends the grace.
+a moment. That moment is told in ticks, between which what has come is read: a process that was held up ends no sooner.
+A second signal ends the grace.
 
 A batcher that takes no work although nobody drains it has failed, or has lost its device: /readyz is red, what is under
 way is answered, and the process ends with FAILED, for whatever supervises it to start it again.
@@ -34,11 +35,14 @@ logger = logging.getLogger("nam.server")
 
 # The exit code: the engine failed under way. sysexits.h calls it EX_SOFTWARE.
 FAILED = 70
-# How long connections are answered after the listener is closed; their callers may have sent already.
-_LINGER_S = 0.3
+# How many ticks, of 0.1 s at least, connections are answered from the one on that lets nobody begin to connect; their
+# callers may have sent already.
+_LAST_TICKS = 12
 # File descriptors besides those of connections: a lane's, a log's; and one for every large part of a form.
 _OTHER_FILES, _PART_BYTES = 64, 2**20
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+# BPF: load the flags, byte 13 of the segment; is SYN among them? drop it; else pass it whole.
+_NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 
 class DrainingServer(uvicorn.Server):
@@ -46,7 +50,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._load = load
         self._drain_s = drain_s
-        self._drained_by = self._gone_by = math.inf
+        self._drained_by = math.inf
+        self._last_ticks = 0
         self.failed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -60,7 +65,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second by uvicorn; true ends the process."""
         if self._load.draining or self._has_failed():
-            await self._drain(time.monotonic())
+            await self._drain()
         return await super().on_tick(counter)
 
     def _has_failed(self) -> bool:
@@ -71,30 +76,43 @@ class DrainingServer(uvicorn.Server):
             self._drained_by = time.monotonic() + self._drain_s
         return self.failed
 
-    async def _drain(self, now: float) -> None:
+    async def _drain(self) -> None:
         for connection in self.server_state.connections:
             if isinstance(connection, Protocol) and connection.cycle is not None:
                 connection.cycle.keep_alive = False
-        if self._gone_by == math.inf and (not self._load.requests or now > self._drained_by):
-            self._gone_by = now + _LINGER_S
-            for server in self.servers:
-                await self._close(server)
-        if now > self._gone_by or (self._gone_by < math.inf and not self.server_state.connections):
+        if not self._last_ticks and self._load.requests and time.monotonic() <= self._drained_by:
+            return
+        self._last_ticks += 1
+        if self._last_ticks == 1:
+            self._bar_newcomers()
+        elif self._last_ticks == 2:
+            await self._close()
+        if self._last_ticks > 1 and (self._last_ticks >= _LAST_TICKS or not self.server_state.connections):
             self.should_exit = True
 
-    async def _close(self, server: asyncio.Server) -> None:
+    def _bar_newcomers(self) -> None:
+        """A tick before the listeners close: who has begun to connect is through by then."""
+        for listener in self._listeners():
+            with listener:
+                _drop_newcomers(listener)
+
+    async def _close(self) -> None:
         """Without those who wait to be accepted, the kernel would reset their connections."""
-        listeners = []
-        with suppress(OSError):  # no file is left: nobody more can be accepted
-            listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
-        server.close()
+        listeners = self._listeners()
+        for server in self.servers:
+            server.close()
         for listener in listeners:
             with listener, suppress(OSError):  # none waits any more, or none can be taken
-                _drop_newcomers(listener)
                 listener.setblocking(False)
                 while True:
                     connection, _ = listener.accept()
                     await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _listeners(self) -> list[socket.socket]:
+        """Of our own, which close without the servers; none where no file is left: nobody more can be accepted."""
+        with suppress(OSError):
+            return [socket.socket(fileno=os.dup(one.fileno())) for server in self.servers for one in server.sockets]
+        return []
 
     def _protocol(self) -> Protocol:
         return Protocol(self.config, self.server_state, self.lifespan.state)
@@ -127,10 +145,12 @@ def serve(
 
 def _drop_newcomers(listener: socket.socket) -> None:
     """No handshake begins any more, so that nobody comes between the last who is accepted and the end: who tries is
-    refused at the next try. A filter of one instruction, return 0, as Linux has them; elsewhere it is refused."""
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    refused at the next try. Handshakes that have begun go on, which may have sent a request behind them. As Linux has
+    it, a filter of segments; elsewhere it is refused."""
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in _NO_SYN))
     with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(instruction)))
+        filter_ = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
 
 
 def _within_files(settings: Settings) -> Settings:

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from app.board import Load
-from app.server import DrainingServer
+from app.server import DrainingServer, _drop_newcomers
 
 
 def test_where_no_file_is_left_the_listener_closes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,5 +20,39 @@ def test_where_no_file_is_left_the_listener_closes_all_the_same(monkeypatch: pyt
     monkeypatch.setattr(os, "dup", full)
     server = DrainingServer(uvicorn.Config("app.main:none"), Load(), 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        asyncio.run(server._close(SimpleNamespace(sockets=[listener], close=listener.close)))
+        server.servers = [SimpleNamespace(sockets=[listener], close=listener.close)]
+        server._bar_newcomers()
+        asyncio.run(server._close())
         assert listener.fileno() == -1
+
+
+def test_who_has_begun_to_connect_is_let_in_and_nobody_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)  # half a handshake until something is sent
+        listener.settimeout(10)
+        with socket.create_connection(listener.getsockname()) as caller:
+            _drop_newcomers(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(listener.getsockname(), timeout=0.2)
+            caller.sendall(b"request")
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(10)
+                assert accepted.recv(7) == b"request"
+
+
+@pytest.mark.parametrize(("connections", "ticks"), [(0, 2), (1, 12)])
+def test_an_open_connection_is_waited_for_though_the_process_was_held_up(connections: int, ticks: int) -> None:
+    """By the number of looks at it, whatever the clock says; and nobody waits for connections that are not there."""
+    server = DrainingServer(uvicorn.Config("app.main:none"), Load(), 1.0)
+    server.servers = []
+    server.server_state.connections = {object() for _ in range(connections)}  # type: ignore[arg-type]
+
+    async def looks() -> int:
+        for count in range(1, 100):
+            await server._drain()
+            if server.should_exit:
+                return count
+        return 0
+
+    assert asyncio.run(looks()) == ticks
