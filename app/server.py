@@ -38,6 +38,8 @@ FAILED = 70
 # How many ticks, of 0.1 s at least, connections are answered from the one on that lets nobody begin to connect; their
 # callers may have sent already.
 _LAST_TICKS = 12
+# Blocks from this size on go back to the system when they are freed; mallopt(3).
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**17
 # File descriptors besides those of connections: a lane's, a log's; and one for every large part of a form.
 _OTHER_FILES, _PART_BYTES = 64, 2**20
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
@@ -123,6 +125,7 @@ def serve(
 ) -> None:
     """Serve until a signal, on ``listener`` where it is given. Raises SystemExit where the service cannot start, and
     where it failed under way."""
+    _give_memory_back()
     load, settings = load or Load(), _within_files(settings)
     config = uvicorn.Config(
         create_app(settings, open_lanes, load),
@@ -141,6 +144,13 @@ def serve(
     server.run(sockets=None if listener is None else [listener])
     if server.failed:
         raise SystemExit(FAILED)
+
+
+def _give_memory_back() -> None:
+    """glibc, once a large block is freed, puts those as large, up to 32 MB, into a heap that seldom shrinks: bodies and
+    answers of all sizes would leave it full of holes. A size that is told stays. Other allocators have no such call."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _drop_newcomers(listener: socket.socket) -> None:
