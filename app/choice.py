@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.engine import Engine, EngineError
+from app.graphs import cache_folder
 from app.settings import Settings
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,19 +59,12 @@ def load_engine(settings: Settings, *, lone_threads: int = 0) -> Engine:
         from app.openvino_engine import OpenVINOEngine
 
         how["lone_threads"] = lone_threads
-        cache = _folder(settings.cache_dir)
+        cache = cache_folder(settings.cache_dir)
         return OpenVINOEngine(weights, sha256=sha256, cache=cache, dtype=choice.dtype, reason=choice.reason, **how)
     from app.torch_engine import TorchEngine
 
     device, dtype = choice.device, choice.dtype
     return TorchEngine(weights, sha256=sha256, device=device, dtype=dtype, reason=choice.reason, **how)
-
-
-def _folder(told: Path) -> Path:
-    try:
-        return told.expanduser()
-    except RuntimeError:  # whoever is no user and has no HOME, as in some containers
-        raise EngineError(f"NAM_CACHE_DIR={told}, and there is no such home: name another folder") from None
 
 
 def _device(asked: Device) -> tuple[Literal["cpu", "cuda"], str]:

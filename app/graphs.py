@@ -23,6 +23,14 @@ logger = logging.getLogger("nam.graphs")
 FORM = 5
 
 
+def cache_folder(told: Path) -> Path:
+    """``NAM_CACHE_DIR`` with its home in full. Raises EngineError where nobody's home is meant."""
+    try:
+        return told.expanduser()
+    except RuntimeError:  # whoever is no user and has no HOME, as in some containers
+        raise EngineError(f"NAM_CACHE_DIR={told}, and there is no such home: name another folder") from None
+
+
 def graph_of(weights: Path, sha256: str, folder: Path) -> Path:
     """The graph of a weights file, in ``folder`` under the hash of the weights; made where it is missing.
 

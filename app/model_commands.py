@@ -104,13 +104,13 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def quantize(arguments: argparse.Namespace) -> int:
-    from app.graphs import checked, graph_of, int8_graph_of, seal
+    from app.graphs import cache_folder, checked, graph_of, int8_graph_of, seal
     from app.settings import Settings
     from nam import files, weights
     from nam.data import load_split
     from nam.quantize import quantize as run
 
-    cache = Settings().cache_dir.expanduser()
+    cache = cache_folder(Settings().cache_dir)
     file, sha256 = files.verified(arguments.weights or files.DEFAULT)
     graph, target = graph_of(file, sha256, cache), int8_graph_of(sha256, cache)
     _, card = weights.load(file)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 APP: dict[str, set[str]] = {
     "__init__": {"nam"},
     "bench_command": {"flags", "load", "load_report", "processes"},
-    "choice": {"engine", "openvino_engine", "settings", "torch_engine"},
+    "choice": {"engine", "graphs", "openvino_engine", "settings", "torch_engine"},
     "api": {"engine", "errors", "guards", "render", "schemas", "services", "serving", "uploads"},
     "array_engine": {"engine"},
     "batching": set(),

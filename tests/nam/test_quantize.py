@@ -111,3 +111,11 @@ def test_the_command_makes_what_the_engine_looks_for(
     assert main(asked) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 4
     assert int8_graph_of(file_sha256(file), tmp_path / "cache").is_file()
+
+
+def test_who_has_no_home_is_told_to_name_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NAM_CACHE_DIR", "~no-such-user/cache")
+    assert main(["quantize", "--weights", str(file), "--data", str(tmp_path)]) == 2
+    assert "name another folder" in capsys.readouterr().err
